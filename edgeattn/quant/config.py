@@ -1,0 +1,44 @@
+"""How a network is quantized: plain values, no framework."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from edgeattn.train.config import TrainConfig
+
+__all__ = ["GatePolicy", "PtqConfig", "QuantConfig", "RangeEstimator"]
+
+GatePolicy = Literal["int8", "fixed", "float"]
+"""What happens inside a gate: everything INT8; INT8 with the sigmoid's output on the fixed range
+[0, 1]; or float throughout."""
+
+RangeEstimator = Literal["minmax", "percentile", "mse"]
+
+
+class PtqConfig(BaseModel):
+    """Post-training quantization."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    range_estimator: Annotated[
+        RangeEstimator, Field(description="How the range of an activation follows from its samples.")
+    ] = "mse"
+    percentile: Annotated[float, Field(gt=50, le=100, description="For range_estimator percentile.")] = 99.99
+    bias_correction: Annotated[
+        bool, Field(description="Cancel the mean shift that quantization causes, channel by channel.")
+    ] = True
+
+
+class QuantConfig(BaseModel):
+    """From a float network to a `QuantPlan`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    mode: Annotated[Literal["ptq", "qat"], Field(description="qat trains on from what ptq found.")] = "ptq"
+    gate_policy: GatePolicy = "int8"
+    ptq: PtqConfig = PtqConfig()
+    qat: TrainConfig = TrainConfig(
+        epochs=2, learning_rate=1e-4, warmup_epochs=0.0, freeze_batch_norm=True, distillation_weight=0.5
+    )
