@@ -59,10 +59,16 @@ class Augmentation(BaseModel):
         tuple[float, float], Field(description="Random resized crop: share of the area kept, [low, high].")
     ] = (1.0, 1.0)
     rotate_degrees: Annotated[float, Field(ge=0, le=180)] = 0.0
-    translate: Annotated[float, Field(ge=0, le=0.5, description="Largest shift as a share of the side.")] = 0.0
+    translate: Annotated[float, Field(ge=0, le=0.5, description="Largest shift as a share of the side.")] = (
+        0.0
+    )
     horizontal_flip: bool = False
-    color_jitter: Annotated[float, Field(ge=0, le=1, description="Brightness, contrast and saturation.")] = 0.0
-    random_erase: Annotated[float, Field(ge=0, le=1, description="Probability of blanking a rectangle.")] = 0.0
+    color_jitter: Annotated[float, Field(ge=0, le=1, description="Brightness, contrast and saturation.")] = (
+        0.0
+    )
+    random_erase: Annotated[float, Field(ge=0, le=1, description="Probability of blanking a rectangle.")] = (
+        0.0
+    )
 
 
 class DataSpec(BaseModel):
