@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeattn.artifact import IoSpec, OnnxArtifact
+from edgeattn.errors import RecipeError
 
 __all__ = [
     "Availability",
@@ -26,6 +27,7 @@ __all__ = [
     "Session",
     "Target",
     "TimingPlan",
+    "session_properties",
 ]
 
 Feeds = Mapping[str, NDArray[np.float32]]
@@ -67,6 +69,26 @@ class TimingPlan:
     min_seconds: float = 10.0
     threads: int = 1
 
+    def __post_init__(self) -> None:
+        """Check the values.
+
+        Raises:
+            RecipeError: If a number is out of range.
+        """
+        for field, least in (("warmup_runs", 0), ("min_runs", 1), ("threads", 1)):
+            value = getattr(self, field)
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise RecipeError(
+                    f"TimingPlan.{field} is {value!r}; expected a whole number of at least {least}."
+                )
+        if not self.min_seconds > 0:
+            raise RecipeError(f"TimingPlan.min_seconds is {self.min_seconds!r}; expected more than 0.")
+
+    @classmethod
+    def quick(cls, *, threads: int = 1) -> TimingPlan:
+        """Return the plan behind ``--quick``: 64 counted inferences, for a first look."""
+        return cls(warmup_runs=8, min_runs=64, min_seconds=10.0, threads=threads)
+
 
 @dataclasses.dataclass(frozen=True)
 class LayerTime:
@@ -86,7 +108,7 @@ class Engine:
         target: Name of the target.
         path: The engine's file.
         sha256: Of the file, checked before it is opened.
-        size_bytes: Size of the file.
+        size_bytes: Size of the file, with the files that ``details["side_files"]`` names beside it.
         inputs: Graph inputs.
         outputs: Graph outputs.
         precision: ``"int8"`` or ``"fp32"``.
@@ -118,6 +140,16 @@ class Session(Protocol):
     def layer_times(self, feeds: Feeds, runs: int = 50) -> Sequence[LayerTime]:
         """Return mean time by executed layer, or an empty sequence where the runtime cannot tell."""
         ...
+
+
+def session_properties(session: Session) -> dict[str, Any]:
+    """Return what a session says about how it runs: threads, pinning, precision, clock.
+
+    Sessions may carry a mapping called ``properties``; it is no part of the protocol, so that the
+    smallest session is three methods.
+    """
+    properties = getattr(session, "properties", None)
+    return dict(properties) if isinstance(properties, Mapping) else {}
 
 
 @runtime_checkable
