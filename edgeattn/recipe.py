@@ -66,6 +66,16 @@ def _check_attention(name: str) -> str:
     return _check_registered(name, "attention", _attention_names)
 
 
+def _check_edge_form(kind: str, form: str | None) -> None:
+    try:
+        from edgeattn.attention import attentions
+    except ImportError:
+        return
+    if form is not None and kind in attentions and form not in attentions.get(kind).edge_forms:
+        hint = close_matches_hint(form, attentions.get(kind).edge_forms)
+        raise ValueError(f"{kind} has no edge form {form!r}. {hint}")
+
+
 def _check_target(name: str) -> str:
     return _check_registered(name, "target", _target_names)
 
@@ -127,6 +137,7 @@ class AttentionSpec(BaseModel):
             raise ValueError(
                 "attention.kind none takes no options, edge_form or where; remove them or name a kind"
             )
+        _check_edge_form(self.kind, self.edge_form)
         return self
 
 
