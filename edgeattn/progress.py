@@ -165,7 +165,7 @@ class RichProgress:
         """Move the stage's bar."""
         text = _format_metrics(metrics)
         if stage not in self._tasks:
-            self._tasks[stage] = self._bars.add_task(stage, total=total, completed=done, metrics=text)
+            self._tasks[stage] = self._bars.add_task(stage, total=total, completed=int(done), metrics=text)
             return
         fields: dict[str, Any] = {"metrics": text} if text else {}
         self._bars.update(self._tasks[stage], completed=done, total=total, **fields)
