@@ -1,0 +1,326 @@
+"""The command line. Each command imports what it needs when it runs, so that --help is instant."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from edgeattn.cli_errors import handle_errors, set_debug
+
+if TYPE_CHECKING:
+    from edgeattn.recipe import Recipe
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    name="edgeattn",
+    help="Mobile attention in INT8: build, quantize, and prove that every edge runtime agrees.",
+    no_args_is_help=True,
+    add_completion=False,
+    # Plain help: drawing it with rich would double the time it takes.
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Exit codes: 0 done; 1 failed; 2 the request is not valid; 3 a package or device is absent; "
+        "4 a bound of the recipe was missed; 130 interrupted.\n\n"
+        "\b\nStart with:\n  edgeattn run recipes/quickstart.yaml --out runs/quickstart"
+    ),
+)
+
+
+def _examples(*lines: str) -> str:
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only; progress goes to standard error.")]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, such as train.epochs=3. Repeatable."),
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of one inference.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="64 timed inferences: for a first look.")]
+
+
+@app.callback()
+def _global_options(
+    debug: Annotated[
+        bool, typer.Option("--debug", envvar="EDGEATTN_DEBUG", help="Show the traceback of an error.")
+    ] = False,
+) -> None:
+    set_debug(debug)
+
+
+@app.command(
+    epilog=_examples(
+        "edgeattn run recipes/quickstart.yaml --out runs/quickstart",
+        "edgeattn run recipes/quickstart.yaml --set train.epochs=2 --set attention.kind=eca",
+        "edgeattn run recipes/quickstart.yaml --json | jq .targets",
+    )
+)
+@handle_errors
+def run(
+    recipe: RecipeArgument,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", "-o", metavar="DIR", help="Results; default runs/<name of the recipe>."),
+    ] = None,
+    overrides: SetOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Train, quantize, build, measure, report.
+
+    Running it again with the same --out resumes: finished steps are not repeated. A bound under accept
+    that is missed ends with exit code 4.
+    """
+    request = _load(recipe, overrides)
+
+    from edgeattn.cli_output import print_json, print_report
+    from edgeattn.pipeline import run_recipe
+    from edgeattn.progress import make_progress
+
+    folder = out if out is not None else Path("runs") / request.name
+    with make_progress() as progress:
+        report = run_recipe(request, folder, progress=progress)
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        print_report(report, folder / "report.json", folder / "report.html")
+    if report.verdict == "fail":
+        raise typer.Exit(4)
+
+
+@app.command(epilog=_examples("edgeattn plan recipes/quickstart.yaml --set train=null"))
+@handle_errors
+def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
+    """Show the steps of a recipe without running them."""
+    request = _load(recipe, overrides)
+
+    from edgeattn.cli_output import print_json, print_steps
+    from edgeattn.pipeline import plan_steps
+
+    steps = plan_steps(request)
+    if as_json:
+        print_json({"recipe": request.name, "fingerprint": request.fingerprint(), "steps": list(steps)})
+    else:
+        print_steps(steps)
+
+
+@app.command(epilog=_examples("edgeattn attentions", "edgeattn attentions --json"))
+@handle_errors
+def attentions(as_json: JsonOption = False) -> None:
+    """List attention mechanisms and their forms."""
+    from edgeattn.attention import attentions as registry
+    from edgeattn.cli_output import print_attentions, print_json
+
+    entries = [registry.get(name) for name in registry]
+    if as_json:
+        print_json(entries)
+    else:
+        print_attentions(entries)
+
+
+@app.command(epilog=_examples("edgeattn targets", "edgeattn targets --json"))
+@handle_errors
+def targets(as_json: JsonOption = False) -> None:
+    """List the targets and what works here.
+
+    For a target that does not work, also why, and what would help."""
+    from edgeattn.cli_output import print_json, print_targets
+    from edgeattn.targets import list_targets
+
+    statuses = list_targets()
+    if as_json:
+        print_json([status.to_json() for status in statuses])
+    else:
+        print_targets(statuses)
+
+
+@app.command(
+    epilog=_examples(
+        "edgeattn quantize model.onnx --calibration photos/ --out out --target ort-cpu --target openvino-cpu",
+        "edgeattn quantize model.onnx --calibration samples.npy --out out --gate-policy float",
+    )
+)
+@handle_errors
+def quantize(
+    model: Annotated[
+        Path, typer.Argument(metavar="MODEL", help="A float32 ONNX classifier with a fixed input.")
+    ],
+    calibration: Annotated[
+        str, typer.Option(metavar="C", help="A manifest, a folder of images, or an .npy file of NCHW inputs.")
+    ],
+    out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where engines and report go.")],
+    target: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A target; repeatable. Default: all that build here."),
+    ] = None,
+    gate_policy: Annotated[
+        Literal["int8", "fixed", "float"], typer.Option(help="Precision inside attention gates.")
+    ] = "int8",
+    range_estimator: Annotated[
+        Literal["minmax", "percentile", "mse"], typer.Option(help="How ranges follow from the samples.")
+    ] = "mse",
+    as_json: JsonOption = False,
+) -> None:
+    """Quantize your own ONNX model.
+
+    A float32 classifier goes in; INT8 engines and a report come out."""
+    from edgeattn.cli_output import print_json, print_report
+    from edgeattn.pipeline import quantize_onnx
+    from edgeattn.progress import make_progress
+
+    with make_progress() as progress:
+        report = quantize_onnx(
+            model,
+            calibration,
+            out,
+            targets=_split_names(target),
+            gate_policy=gate_policy,
+            range_estimator=range_estimator,
+            progress=progress,
+        )
+    if as_json:
+        print_json(report.model_dump(mode="json"))
+    else:
+        print_report(report, out / "report.json", out / "report.html")
+    if report.verdict == "fail":
+        raise typer.Exit(4)
+
+
+@app.command(
+    epilog=_examples(
+        "edgeattn bench runs/quickstart/ort-cpu/int8.onnx runs/quickstart/ort-cpu/fp32.onnx --target ort-cpu",
+    )
+)
+@handle_errors
+def bench(
+    engines: Annotated[
+        list[Path], typer.Argument(metavar="ENGINE...", help="Engines that the target built.")
+    ],
+    target: Annotated[
+        str, typer.Option("--target", "-t", metavar="T", help="The target they were built by.")
+    ],
+    versus: Annotated[
+        str | None, typer.Option(metavar="OTHER", help="The engine that ratios refer to; default the first.")
+    ] = None,
+    threads: ThreadsOption = 1,
+    seconds: Annotated[float, typer.Option(min=0.01, max=3600, help="Time each engine this long ...")] = 10.0,
+    runs: Annotated[
+        int, typer.Option(min=1, help="... or this many inferences, whichever comes first.")
+    ] = 1024,
+    quick: QuickOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Time engines against each other.
+
+    They run in alternation; the result is percentiles, and ratios with their intervals."""
+    from edgeattn.cli_output import print_bench, print_json
+    from edgeattn.pipeline import bench_engines
+    from edgeattn.targets import TimingPlan
+
+    timing = TimingPlan(min_runs=64 if quick else runs, min_seconds=seconds, threads=threads)
+    result = bench_engines(engines, target, versus, timing)
+    (print_json if as_json else print_bench)(result)
+
+
+@app.command(epilog=_examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))
+@handle_errors
+def parity(
+    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, float or quantized.")],
+    names: Annotated[
+        list[str], typer.Option("--targets", "-t", metavar="NAMES", help="Separated by commas, or repeated.")
+    ],
+    data: Annotated[
+        Path, typer.Option(metavar="D", help="A folder of images or an .npy file of NCHW inputs.")
+    ],
+    as_json: JsonOption = False,
+) -> None:
+    """Compare targets on the same inputs.
+
+    The result is agreement, SQNR, and the first layer that drifts."""
+    from edgeattn.cli_output import print_json, print_parity
+    from edgeattn.pipeline import parity_model
+    from edgeattn.progress import make_progress
+
+    with make_progress() as progress:
+        result = parity_model(model, _split_names(names), data, progress)
+    (print_json if as_json else print_parity)(result)
+
+
+@app.command(
+    epilog=_examples("edgeattn report runs/quickstart", "edgeattn report report.json --out page.html")
+)
+@handle_errors
+def report(
+    source: Annotated[Path, typer.Argument(metavar="RUN", help="A run's folder or its report.json.")],
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", metavar="FILE", help="Default: report.html beside the JSON.")
+    ] = None,
+) -> None:
+    """Render a report's HTML page again."""
+    from edgeattn.artifact import write_bytes
+    from edgeattn.report import load_report
+    from edgeattn.report_html import render_html
+
+    found = load_report(source)
+    folder = source if source.is_dir() else source.parent
+    path = write_bytes(out if out is not None else folder / "report.html", render_html(found).encode())
+    typer.echo(str(path))
+
+
+@app.command(hidden=True)
+@handle_errors
+def readme(
+    path: Annotated[Path, typer.Option(help="The file whose generated parts are rewritten.")] = Path(
+        "README.md"
+    ),
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; fail if it is out of date.")
+    ] = False,
+) -> None:
+    """Bring the generated parts of README.md up to date with recipes/reports."""
+    from edgeattn.readme import update_readme
+
+    changed = update_readme(path, check=check)
+    typer.echo(f"{path}: {'out of date' if changed and check else 'updated' if changed else 'current'}")
+    if changed and check:
+        raise typer.Exit(1)
+
+
+@app.command()
+@handle_errors
+def version(as_json: JsonOption = False) -> None:
+    """Print versions, also of the runtimes."""
+    import platform
+
+    from edgeattn import __version__
+    from edgeattn.cli_output import print_json
+    from edgeattn.extras import installed_version
+
+    names = ("torch", "nncf", "onnx", "onnxruntime", "openvino", "tensorrt", "tensorrt-rtx")
+    packages = {name: installed_version(name) for name in names}
+    if as_json:
+        print_json({"edgeattn": __version__, "python": platform.python_version(), "packages": packages})
+        return
+    typer.echo(f"edgeattn {__version__} (Python {platform.python_version()})")
+    for name, found in packages.items():
+        typer.echo(f"  {name} {found or 'absent'}")
+
+
+def _load(path: Path, overrides: list[str] | None) -> Recipe:
+    from edgeattn.recipe import load_recipe
+
+    return load_recipe(path, overrides or ())
+
+
+def _split_names(values: list[str] | None) -> list[str]:
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,205 @@
+"""Results on standard output: tables for people, JSON for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from edgeattn.cli_errors import plain_text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from edgeattn.attention import AttentionInfo
+    from edgeattn.report import LatencyResult, Report, TargetResult
+    from edgeattn.targets import TargetStatus
+
+__all__ = [
+    "print_attentions",
+    "print_bench",
+    "print_json",
+    "print_parity",
+    "print_report",
+    "print_steps",
+    "print_targets",
+]
+
+_NOTHING = "-"
+
+
+def print_json(value: Any) -> None:
+    """Print JSON; numbers that JSON lacks become null."""
+    sys.stdout.write(json.dumps(_jsonable(value), indent=2, allow_nan=False) + "\n")
+
+
+def print_report(report: Report, json_path: Path, html_path: Path) -> None:
+    """Print what every target did, the verdict with its reasons, and where the files are."""
+    console = _console()
+    float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
+    console.print(
+        f"\n{plain_text(report.name)}: {report.fp32.n} images{float_top1}", highlight=False, markup=False
+    )
+    rows = [_target_row(name, target) for name, target in report.targets.items()]
+    header = ("target", "status", "top-1", "delta", "agreement", "SQNR", "INT8 p50", "FP32 p50", "speed-up")
+    _print_table(console, header, rows, left=2)
+    for name, target in report.targets.items():
+        for text in (target.reason, target.error):
+            if text:
+                _line(console, f"{name}: {text}")
+        if target.checked_by:
+            _line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
+    for reason in report.reasons:
+        where = f"{reason.target}: " if reason.target else ""
+        _line(
+            console,
+            f"{'ok  ' if reason.passed else 'MISS'} {where}{reason.text}",
+            "" if reason.passed else "red",
+        )
+    _line(console, f"verdict: {report.verdict}", "bold green" if report.verdict == "pass" else "bold red")
+    _line(console, f"{json_path}\n{html_path}")
+
+
+def _target_row(name: str, target: TargetResult) -> tuple[str, ...]:
+    speedup = _NOTHING if target.speedup is None else f"{target.speedup:.2f}x"
+    return (
+        name,
+        target.status,
+        _percent(target.top1),
+        _NOTHING if target.top1_delta is None else f"{100 * target.top1_delta:+.2f}",
+        _percent(target.agreement),
+        _NOTHING if target.sqnr_db is None else f"{target.sqnr_db:.1f} dB",
+        _p50(target.latency.int8),
+        _p50(target.latency.fp32),
+        speedup,
+    )
+
+
+def print_steps(steps: Iterable[Any]) -> None:
+    """Print what a run will do, and why it will leave something out."""
+    rows = [(step.name, f"skipped: {step.why_skipped}" if step.why_skipped else step.what) for step in steps]
+    _print_table(_console(), ("step", "what"), rows, left=2)
+
+
+def print_attentions(entries: Iterable[AttentionInfo]) -> None:
+    """Print the catalogue of mechanisms."""
+    rows = []
+    for entry in entries:
+        forms = [entry.default_form, *(form for form in entry.edge_forms if form != entry.default_form)]
+        rows.append((entry.name, entry.title, f"arXiv {entry.paper}", entry.placement, ", ".join(forms)))
+    _print_table(
+        _console(), ("name", "mechanism", "paper", "place", "exact forms (default first)"), rows, left=5
+    )
+
+
+def print_targets(statuses: Iterable[TargetStatus]) -> None:
+    """Print what each target can do on this machine, and what would help."""
+    rows = []
+    for status in statuses:
+        here = status.availability
+        why = here.reason
+        if here.install and here.install not in why:
+            why += f" ({here.install})"
+        rows.append(
+            (status.name, status.profile, _yes(here.can_build), _yes(here.can_run), here.version, why)
+        )
+    _print_table(_console(), ("target", "profile", "builds", "runs", "version", "why not"), rows, left=6)
+
+
+def print_bench(result: Mapping[str, Any]) -> None:
+    """Print interleaved latencies and their ratios."""
+    console = _console()
+    latencies: Mapping[str, Any] = result.get("latencies", {})
+    ratios: Mapping[str, Any] = result.get("ratios", {})
+    rows = []
+    for name, latency in latencies.items():
+        ratio = ratios.get(name)
+        text = "baseline"
+        if ratio is not None:
+            low, high = ratio["interval"]
+            text = f"{ratio['ratio']:.3f} ({low:.3f} to {high:.3f})"
+        times = (f"{latency[key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
+        rows.append((name, *times, str(latency["runs"]), str(latency["threads"]), text))
+    header = ("engine", "p50 ms", "p90 ms", "p99 ms", "runs", "threads", "ratio (95 % interval)")
+    _print_table(console, header, rows, left=1)
+
+
+def print_parity(result: Mapping[str, Any]) -> None:
+    """Print how far each target is from the float network, and where it begins to drift."""
+    console = _console()
+    rows, remarks = [], []
+    for name, entry in result.get("targets", {}).items():
+        sqnr = entry.get("sqnr_db")
+        rows.append(
+            (
+                name,
+                str(entry.get("status", "ok")),
+                _percent(entry.get("agreement")),
+                _NOTHING if sqnr is None else f"{sqnr:.1f} dB",
+                _NOTHING if entry.get("max_abs_diff") is None else f"{entry['max_abs_diff']:.3g}",
+            )
+        )
+        if entry.get("first_drift"):
+            remarks.append(f"{name}: drifts first at {entry['first_drift']}")
+        remarks += [f"{name}: {entry[key]}" for key in ("reason", "error") if entry.get(key)]
+    _print_table(console, ("target", "status", "agreement", "SQNR", "max |diff|"), rows, left=2)
+    for remark in remarks:
+        _line(console, remark)
+
+
+# ------------------------------------------------------------------------------------ helpers
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A pipe or a log has no width; what is written there should not be cut at 80 columns.
+    return Console() if sys.stdout.isatty() else Console(width=140)
+
+
+def _print_table(
+    console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int
+) -> None:
+    from rich import box
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for index, title in enumerate(header):
+        table.add_column(title, justify="left" if index < left else "right", overflow="fold")
+    for row in rows:
+        # Text, not str: brackets in a name are not markup.
+        table.add_row(*(Text(plain_text(cell)) for cell in row))
+    console.print(table)
+
+
+def _line(console: Console, text: str, style: str = "") -> None:
+    console.print(plain_text(text), style=style or None, markup=False, highlight=False, soft_wrap=True)
+
+
+def _percent(share: float | None) -> str:
+    return _NOTHING if share is None else f"{100 * share:.2f} %"
+
+
+def _p50(latency: LatencyResult | None) -> str:
+    return _NOTHING if latency is None else f"{latency.p50_ms:.3f} ms"
+
+
+def _yes(value: bool) -> str:
+    return "yes" if value else "no"
+
+
+def _jsonable(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return _jsonable(dataclasses.asdict(value))
+    if isinstance(value, Mapping):
+        return {str(key): _jsonable(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_jsonable(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return str(value) if isinstance(value, Path) else value
