@@ -1,0 +1,221 @@
+"""What every attention mechanism is: a float form, its edge forms, and a start as the identity.
+
+**Identity start.** The gates here multiply the map by a sigmoid, which a network that was trained
+without them does not expect. `Attention.start_as_identity` zeroes the last layer before each sigmoid, so
+that each opens half-way, and sets `gain` to undo the halves: 2 for one gate, 4 for two in a row. The
+network's outputs do not move, and the zeroed layer has a full gradient (the slope of a sigmoid is largest
+there), unlike a gate opened by a large bias.
+
+The gain costs no state in the ordinary case: it is saved (as the scalar ``gain``) only while it differs
+from 1, so the keys of a plain module are the authors'. Loading the authors' weights sets it back to 1.
+
+It costs nothing in a deployed graph either: `edgeattn.models.absorb_gains` moves it into a neighbouring
+linear layer. A power of two moves bit for bit, and an INT8 weight only sees its scale change. Only where
+there is no such neighbour does it stay, as one multiplication of the (small) gate.
+"""
+
+from __future__ import annotations
+
+import abc
+import copy
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from edgeattn.attention import attentions
+from edgeattn.attention.layers import DerivedConv2d
+from edgeattn.errors import ModelError, RecipeError, close_matches_hint
+
+__all__ = ["Attention", "EdgeForm", "Gated"]
+
+
+def _is_recording(x: object) -> bool:
+    """Return whether a graph is being recorded, where a check would leave operations behind."""
+    if isinstance(x, torch.fx.Proxy) or torch.onnx.is_in_onnx_export():
+        return True
+    # None unless a trace is running.
+    return torch._C._get_tracing_state() is not None
+
+
+class Gated(nn.Module):
+    """A module that multiplies its input by a gate; holds the gate's gain.
+
+    Attributes:
+        gain: Factor on the product, 1 in the authors' form. Persisted only while it is not 1.
+        base_factor: Factor that the authors' formula itself applies (a third in Triplet Attention).
+    """
+
+    base_factor: float = 1.0
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.gain = 1.0
+
+    @property
+    def factor(self) -> float:
+        """What the product of map and gates is multiplied by: `gain` times `base_factor`."""
+        product = self.gain * self.base_factor
+        # 3 * (1/3) style round trips must give exactly 1, or a useless multiplication is exported.
+        return 1.0 if abs(product - 1.0) < 1e-12 else product
+
+    def apply_factor(self, gate: torch.Tensor) -> torch.Tensor:
+        """Multiply `gate` by `factor`, without adding an operation where that is 1."""
+        return gate if self.factor == 1.0 else gate * self.factor
+
+    def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if self.gain != 1.0:
+            destination[prefix + "gain"] = torch.tensor(self.gain, dtype=torch.float64)
+
+    def _load_from_state_dict(self, state_dict: Any, prefix: str, *args: Any) -> None:
+        key = prefix + "gain"
+        if key in state_dict:
+            self.gain = float(state_dict[key])
+        elif any(name.startswith(prefix) for name in state_dict):
+            # Weights of a plain module: they bring their plain form. Without any keys for this module
+            # (a bare backbone's checkpoint) the gain stays, as the parameters do.
+            self.gain = 1.0
+        rest = {name: value for name, value in state_dict.items() if name != key}
+        super()._load_from_state_dict(rest, prefix, *args)
+
+
+class Attention(Gated, abc.ABC):
+    """Base of the float forms: NCHW in, same shape and dtype out, any height and width.
+
+    Attributes:
+        kind: The mechanism's name in `edgeattn.attention.attentions`.
+        key_aliases: Other prefixes that the authors use for this module's keys -> prefixes used here.
+        channels: Channels of the map.
+    """
+
+    kind: ClassVar[str]
+    key_aliases: ClassVar[dict[str, str]] = {}
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        if channels < 1:
+            raise RecipeError(f"An attention needs at least 1 channel, got {channels}.")
+        self.channels = channels
+
+    @abc.abstractmethod
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Gate `x`, shape (N, C, H, W)."""
+
+    @abc.abstractmethod
+    def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
+        """Return the edge form called `form`, a name that was checked."""
+
+    @abc.abstractmethod
+    def _zero_gates(self) -> float:
+        """Zero the last layer before every sigmoid; return what multiplying by all of them now costs."""
+
+    @abc.abstractmethod
+    def map_reading_weights(self) -> list[torch.Tensor]:
+        """Return the weights of the layers that read the (pooled) map.
+
+        All pools here are positively homogeneous, so a map scaled by s > 0 gives the same gates once these
+        weights are divided by s.
+        """
+
+    def edge_form(self, height: int, width: int, form: str | None = None) -> EdgeForm:
+        """Return an equal module for maps of exactly `height` x `width`.
+
+        It shares this module's Parameters and buffers, under the same state-dict keys: training it
+        trains this module. `gain` is copied as it is now.
+
+        Args:
+            height: Rows of the map.
+            width: Columns of the map.
+            form: A name in `AttentionInfo.edge_forms`; None means the mechanism's default.
+
+        Raises:
+            RecipeError: If the form is unknown or the size is not positive.
+        """
+        info = attentions.get(self.kind)
+        chosen = info.default_form if form is None else form
+        if chosen not in info.edge_forms:
+            hint = close_matches_hint(chosen, info.edge_forms)
+            raise RecipeError(f"The attention {self.kind!r} has no edge form {chosen!r}. {hint}")
+        if height < 1 or width < 1:
+            raise RecipeError(f"An edge form needs a positive size, got {height}x{width}.")
+        edge = self._make_edge_form(height, width, chosen)
+        edge.gain = self.gain
+        shared = set(self.modules())
+        for module in edge.modules():
+            # Not edge.train(...): that would also unfreeze a batch norm that was frozen on purpose.
+            if module not in shared:
+                module.training = self.training
+        return edge
+
+    def start_as_identity(self) -> None:
+        """Make this module return its input unchanged, ready to be trained from there.
+
+        Zeroes the last layer before each sigmoid and sets `gain`; see this module's docstring.
+        """
+        with torch.no_grad():
+            halves = self._zero_gates()
+        self.gain = 1.0 / halves
+
+    def absorb(self, input_scale: float, gain: float = 1.0) -> float:
+        """Set `gain` and adapt to inputs that will be scaled by `input_scale`.
+
+        Afterwards, with old and new meaning before and after the call,
+        ``new(input_scale * x) * remainder == old(x)``, where the remainder is returned: what a linear
+        layer behind must still multiply by.
+        """
+        with torch.no_grad():
+            for weight in self.map_reading_weights():
+                weight.div_(input_scale)
+        remainder = self.gain / (gain * input_scale)
+        self.gain = gain
+        return remainder
+
+
+class EdgeForm(Gated):
+    """Base of the fixed-size forms.
+
+    Attributes:
+        kind: The mechanism's name.
+        form: This form's name.
+        channels: Channels of the map.
+        height: Rows of the map it was made for.
+        width: Columns of the map it was made for.
+    """
+
+    def __init__(self, source: Attention, height: int, width: int, form: str) -> None:
+        super().__init__()
+        self.kind = source.kind
+        self.form = form
+        self.channels = source.channels
+        self.height = height
+        self.width = width
+        self.base_factor = source.base_factor
+
+    def check_size(self, x: torch.Tensor) -> None:
+        """Raise ModelError unless `x` is (N, channels, height, width); adds nothing to traced graphs."""
+        if _is_recording(x):
+            return
+        if tuple(x.shape[1:]) != (self.channels, self.height, self.width):
+            raise ModelError(
+                f"The edge form {self.form!r} of {self.kind!r} was made for maps of "
+                f"{self.channels}x{self.height}x{self.width}, got {tuple(x.shape)}. "
+                "Make another one with edge_form(height, width) for this size."
+            )
+
+    def materialize(self) -> EdgeForm:
+        """Return a copy whose derived weights are ordinary `nn.Conv2d` parameters.
+
+        For calibration and export: it shares nothing with this module, has other state-dict keys, and
+        batch norms that became part of a derived weight are fixed at their running statistics.
+        """
+        plain = copy.deepcopy(self)
+        for parent in list(plain.modules()):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, DerivedConv2d):
+                    setattr(parent, name, child.to_conv2d())
+        return plain
+
+    def extra_repr(self) -> str:
+        """Describe the form."""
+        return f"{self.kind}, {self.form}, {self.channels}x{self.height}x{self.width}, gain={self.gain}"
