@@ -38,8 +38,9 @@ __all__ = [
 MAX_IMAGE_PIXELS = 40_000_000
 MIN_IMAGE_SIDE = 8
 
-# Only decoders that stay inside this process: EPS, for one, would start Ghostscript.
-_FORMATS = ("JPEG", "MPO", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
+# Only decoders that stay inside this process: EPS, for one, would start Ghostscript. JPEG opens a
+# camera's MPO files as well.
+_FORMATS = ("JPEG", "PNG", "BMP", "WEBP", "TIFF", "GIF", "PPM")
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm"}
 )

@@ -16,7 +16,7 @@ __all__ = ["group_near_duplicates", "select_balanced", "split_indices"]
 _THUMBNAIL_SIDE = 16
 # Two pictures of one class whose thumbnails correlate this strongly show the same thing in the same
 # place: frames of a burst, re-encoded or slightly brightened copies.
-_DUPLICATE_CORRELATION = 0.94
+_DUPLICATE_CORRELATION = 0.941
 _ROWS_AT_ONCE = 1024
 _MOST_BAD_IMAGES = 100
 
@@ -109,7 +109,7 @@ def group_near_duplicates(
     """Give near-identical images of a class the same group number.
 
     Each image becomes a 16 x 16 greyscale thumbnail with its brightness and contrast divided out.
-    Images of one class are joined when their thumbnails correlate at 0.94 or more, and so are
+    Images of one class are joined when their thumbnails correlate at 0.941 or more, and so are
     images joined through others. This finds bursts, re-encodings and light edits. It does not find
     the same object seen from another angle, nor mirrored or strongly cropped copies.
 
