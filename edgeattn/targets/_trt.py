@@ -210,7 +210,11 @@ def check_signed_activations(path: Path) -> None:
     """
     import onnx
 
-    model = onnx.load(str(path), load_external_data=False)
+    try:
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as exc:
+        # protobuf raises an exception of its own, from a package that is not ours to import.
+        raise ModelError(f"{path.name} is not an ONNX model: {one_line(exc)}. Export it again.") from exc
     types = {tensor.name: tensor.data_type for tensor in model.graph.initializer}
     for node in model.graph.node:
         if node.op_type == "Constant":
@@ -248,8 +252,9 @@ def _errors(records: Sequence[LogRecord]) -> str:
 
 
 def _parser_error(error: Any) -> str:
+    # Parsers before TensorRT 10 do not know the node.
     node = error.node_name() if hasattr(error, "node_name") else ""
-    return f"node {node!r}: {error.desc()}" if node else str(error.desc())
+    return f"{error.node_operator()} {node!r}: {error.desc()}" if node else str(error.desc())
 
 
 @contextlib.contextmanager

@@ -71,7 +71,8 @@ def parse_layers(messages: Iterable[str]) -> tuple[LoggedLayer, ...]:
     """Return the kernels that the log lists, in order; empty if it lists none."""
     layers = []
     for message in messages:
-        for line in message.splitlines():
+        # Not splitlines(): it also splits at the separators that TensorRT puts between node names.
+        for line in message.split("\n"):
             if head := _HEAD.match(line):
                 sections = dict(_SECTION.findall(line))
                 layers.append(

@@ -72,14 +72,13 @@ class OrtCpu(RuntimeTarget):
         """
         ort = self._load()
         self._check_artifact(artifact)
-        path = self._engine_path(artifact, workdir, ".onnx")
-        write_bytes(path, artifact.path.read_bytes())
         with tempfile.TemporaryDirectory(prefix="edgeattn-ort-") as folder:
             optimized = Path(folder) / "optimized.onnx"
             options = self._options(ort, threads=1)
             options.optimized_model_filepath = str(optimized)
-            _open_session(ort, path, options)
+            _open_session(ort, artifact.path, options)
             details = _graph_details(optimized)
+        path = write_bytes(self._engine_path(artifact, workdir, ".onnx"), artifact.path.read_bytes())
         return self._engine(artifact, path, {"runtime": f"onnxruntime {ort.__version__}", **details})
 
     @contextlib.contextmanager

@@ -1,0 +1,85 @@
+"""What is particular to the two CPU targets."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from edgeattn.artifact import OnnxArtifact
+from edgeattn.errors import ArtifactError, RecipeError
+from edgeattn.targets import Engine, get_target
+from edgeattn.targets.base import session_properties
+from edgeattn.targets.openvino_cpu import OpenVinoCpu
+from edgeattn.targets.ort_cpu import OrtCpu
+
+pytest.importorskip("onnxruntime")
+pytest.importorskip("openvino")
+
+Build = Callable[..., Engine]
+
+
+def test_both_cpu_runtimes_agree_to_one_quantization_step(build: Build, images: NDArray[np.float32]) -> None:
+    logits = []
+    for name in ("ort-cpu", "openvino-cpu"):
+        with get_target(name).open(build(name)) as session:
+            logits.append(session.infer({"input": images})["logits"])
+    # The mean of 64 values with a step of 0.05, of which few may round the other way.
+    np.testing.assert_allclose(logits[0], logits[1], atol=0.05 / 8)
+
+
+def test_openvino_records_the_precision_that_it_used(build: Build, images: NDArray[np.float32]) -> None:
+    engine = build("openvino-cpu")
+    with OpenVinoCpu(cpu_pinning=False).open(engine, threads=2) as session:
+        properties = session_properties(session)
+    assert properties["inference_precision"] == "f32"
+    assert properties["pinning"] == "none"
+    assert properties["threads"] == 2
+    assert properties["performance_hint"] == "LATENCY"
+
+
+def test_openvino_layer_types_come_from_the_kernels(build: Build, images: NDArray[np.float32]) -> None:
+    with get_target("openvino-cpu").open(build("openvino-cpu")) as session:
+        layers = session.layer_times({"input": images}, runs=5)
+    assert {layer.dtype for layer in layers if layer.kind == "Convolution"} == {"int8"}
+
+
+def test_openvino_refuses_an_unknown_precision() -> None:
+    with pytest.raises(RecipeError, match="fp8"):
+        OpenVinoCpu(inference_precision="fp8")
+    with pytest.raises(RecipeError, match="options"):
+        get_target("openvino-cpu", no_such_option=1)
+
+
+def test_openvino_refuses_an_engine_whose_weights_are_not_hashed(build: Build) -> None:
+    engine = build("openvino-cpu")
+    details = {key: value for key, value in engine.details.items() if key != "side_files"}
+    with (
+        pytest.raises(ArtifactError, match="no recorded hash"),
+        OpenVinoCpu().open(dataclasses.replace(engine, details=details)),
+    ):
+        pass
+
+
+def test_ort_layer_times_average_over_the_counted_runs(build: Build, images: NDArray[np.float32]) -> None:
+    with get_target("ort-cpu").open(build("ort-cpu")) as session:
+        layers = session.layer_times({"input": images}, runs=3)
+    kinds = [layer.kind for layer in layers]
+    assert kinds.count("QLinearConv") == 2
+    assert {layer.dtype for layer in layers if layer.kind == "QLinearConv"} == {"uint8"}
+
+
+def test_ort_keeps_signed_activations_but_says_what_was_fed(
+    artifacts: dict[str, OnnxArtifact], tmp_path: Path
+) -> None:
+    """S8 is slow on x86, not wrong, so measuring it is allowed."""
+    engine = OrtCpu(allow_spinning=False).build(artifacts["s8"], tmp_path)
+    assert engine.details["profile"] == "s8"
+    assert engine.precision == "int8"
+    with OrtCpu(allow_spinning=False).open(engine, threads=2) as session:
+        assert session_properties(session)["allow_spinning"] is False
+        assert session_properties(session)["threads"] == 2
