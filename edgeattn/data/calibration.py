@@ -305,19 +305,19 @@ def _from_folder(folder: Path, preprocess: Preprocess, progress: Progress | None
 
 def _from_npy(path: Path) -> CalibrationSet:
     try:
-        # Mapped, so that a header that promises more than the file holds allocates nothing.
-        mapped = np.load(path, mmap_mode="r", allow_pickle=False)
+        # Mapped, so that a header that promises more than the file holds allocates nothing; and not
+        # by numpy.load, which also opens zip archives and pickles.
+        mapped = np.lib.format.open_memmap(path, mode="r")
     except OSError as exc:
         raise DataError(f"Calibration array {path} cannot be read: {exc}. Check the path.") from exc
-    except (ValueError, EOFError) as exc:
+    except ValueError as exc:
         raise DataError(
             f"Calibration array {path} is not a plain .npy file: {exc}. Write it with numpy.save."
         ) from exc
-    shape = getattr(mapped, "shape", ())
-    if not isinstance(mapped, np.ndarray) or mapped.dtype != np.float32 or len(shape) != 4:
+    if mapped.dtype != np.float32 or mapped.ndim != 4:
         raise DataError(
             f"Calibration array {path} must be float32 of shape (count, channels, height, width), got "
-            f"{getattr(mapped, 'dtype', type(mapped).__name__)} {shape}. Convert it with astype('float32')."
+            f"{mapped.dtype} {mapped.shape}. Convert it with astype('float32')."
         )
     _check_count(len(mapped), f"Calibration array {path}")
     tensors = np.array(mapped, dtype=np.float32, order="C")

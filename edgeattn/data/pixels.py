@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -172,9 +171,10 @@ def _cache_key(images: ImageSet, preprocess: Preprocess) -> str:
 def _read_cache(path: Path, shape: tuple[int, ...]) -> NDArray[np.uint8] | None:
     """Map a cached array, or return None if there is none of this shape."""
     try:
-        pixels = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):  # absent or damaged: it is made again
+        # Not numpy.load, which also opens zip archives and pickles.
+        pixels = np.lib.format.open_memmap(path, mode="r")
+    except (OSError, ValueError):  # absent or damaged: it is made again
         return None
-    if not isinstance(pixels, np.ndarray) or pixels.shape != shape or pixels.dtype != np.uint8:
+    if pixels.shape != shape or pixels.dtype != np.uint8:
         return None
     return pixels
