@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import ArtifactError, RecipeError
-from edgeattn.targets import Engine, get_target
+from edgeattn.measure import compare_latency, run_session
+from edgeattn.targets import Engine, TimingPlan, get_target
 from edgeattn.targets.base import session_properties
 from edgeattn.targets.openvino_cpu import OpenVinoCpu
 from edgeattn.targets.ort_cpu import OrtCpu
@@ -30,6 +31,20 @@ def test_both_cpu_runtimes_agree_to_one_quantization_step(build: Build, images: 
             logits.append(session.infer({"input": images})["logits"])
     # The mean of 64 values with a step of 0.05, of which few may round the other way.
     np.testing.assert_allclose(logits[0], logits[1], atol=0.05 / 8)
+
+
+def test_engines_of_two_runtimes_are_compared_in_one_process(
+    build: Build, images: NDArray[np.float32]
+) -> None:
+    ort, openvino = get_target("ort-cpu"), get_target("openvino-cpu")
+    plan = TimingPlan(warmup_runs=2, min_runs=8, min_seconds=5.0)
+    with ort.open(build("ort-cpu")) as a, openvino.open(build("openvino-cpu")) as b:
+        comparison = compare_latency({"ort": a, "openvino": b}, {"input": images}, plan, rounds=2)
+        logits = run_session(a, np.concatenate([images, -images]), "input", "logits")
+    assert comparison.latencies["openvino"].runs == 8
+    assert comparison.latencies["ort"].properties["runtime"].startswith("onnxruntime")
+    assert comparison.ratios["openvino"].ratio > 0
+    assert logits.shape == (2, 16)
 
 
 def test_openvino_records_the_precision_that_it_used(build: Build, images: NDArray[np.float32]) -> None:
