@@ -91,6 +91,7 @@ def fit(
             "Give the float network as teacher, or set distillation_weight to 0."
         )
     world = join_world()
+    broadcast_state(model, world)  # before the fingerprint: ranks must agree on whether they resume
     arrays = decode_splits(data, preprocess, augmentation, cache_dir, progress)
     identity = _Identity(config, preprocess, augmentation, tuple(new_parameter_names), world.size)
     fingerprint = identity.fingerprint(
@@ -147,7 +148,6 @@ class _Run:
             world_size=world.size,
             device=self.device,
         )
-        broadcast_state(model, world)
         self.optimizer = build_optimizer(model, self.config, identity.new_parameter_names)
         decay = self.config.ema_decay
         self.average = WeightAverage(model, decay) if decay is not None else None
