@@ -128,7 +128,8 @@ def attentions(as_json: JsonOption = False) -> None:
 def targets(as_json: JsonOption = False) -> None:
     """List the targets and what works here.
 
-    For a target that does not work, also why, and what would help."""
+    For a target that does not work, also why, and what would help.
+    """
     from edgeattn.cli_output import print_json, print_targets
     from edgeattn.targets import list_targets
 
@@ -168,7 +169,8 @@ def quantize(
 ) -> None:
     """Quantize your own ONNX model.
 
-    A float32 classifier goes in; INT8 engines and a report come out."""
+    A float32 classifier goes in; INT8 engines and a report come out.
+    """
     from edgeattn.cli_output import print_json, print_report
     from edgeattn.pipeline import quantize_onnx
     from edgeattn.progress import make_progress
@@ -217,7 +219,8 @@ def bench(
 ) -> None:
     """Time engines against each other.
 
-    They run in alternation; the result is percentiles, and ratios with their intervals."""
+    They run in alternation; the result is percentiles, and ratios with their intervals.
+    """
     from edgeattn.cli_output import print_bench, print_json
     from edgeattn.pipeline import bench_engines
     from edgeattn.targets import TimingPlan
@@ -241,7 +244,8 @@ def parity(
 ) -> None:
     """Compare targets on the same inputs.
 
-    The result is agreement, SQNR, and the first layer that drifts."""
+    The result is agreement, SQNR, and the first layer that drifts.
+    """
     from edgeattn.cli_output import print_json, print_parity
     from edgeattn.pipeline import parity_model
     from edgeattn.progress import make_progress
@@ -275,16 +279,18 @@ def report(
 @app.command(hidden=True)
 @handle_errors
 def readme(
-    path: Annotated[Path, typer.Option(help="The file whose generated parts are rewritten.")] = Path(
-        "README.md"
-    ),
-    check: Annotated[
-        bool, typer.Option("--check", help="Change nothing; fail if it is out of date.")
-    ] = False,
+    path: Annotated[Path, typer.Option(help="The file whose generated parts are rewritten.")] = Path("README.md"),
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if it is out of date.")] = False,
+    keep: Annotated[
+        list[Path] | None,
+        typer.Option(metavar="RUN", help="First save this run's report under recipes/reports. Repeatable."),
+    ] = None,
 ) -> None:
     """Bring the generated parts of README.md up to date with recipes/reports."""
-    from edgeattn.readme import update_readme
+    from edgeattn.readme import keep_report, update_readme
 
+    for run_folder in keep or ():
+        typer.echo(str(keep_report(run_folder, path.parent / "recipes" / "reports")))
     changed = update_readme(path, check=check)
     typer.echo(f"{path}: {'out of date' if changed and check else 'updated' if changed else 'current'}")
     if changed and check:

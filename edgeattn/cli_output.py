@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
 import math
 import sys
@@ -27,6 +28,7 @@ __all__ = [
     "print_report",
     "print_steps",
     "print_targets",
+    "report_text",
 ]
 
 _NOTHING = "-"
@@ -39,7 +41,19 @@ def print_json(value: Any) -> None:
 
 def print_report(report: Report, json_path: Path, html_path: Path) -> None:
     """Print what every target did, the verdict with its reasons, and where the files are."""
-    console = _console()
+    _write_report(_console(), report, json_path, html_path)
+
+
+def report_text(report: Report, json_path: Path, html_path: Path, *, width: int = 120) -> str:
+    """Return what `print_report` prints where there is no terminal, without trailing blanks."""
+    from rich.console import Console
+
+    stream = io.StringIO()
+    _write_report(Console(file=stream, width=width), report, json_path, html_path)
+    return "\n".join(line.rstrip() for line in stream.getvalue().strip().splitlines())
+
+
+def _write_report(console: Console, report: Report, json_path: Path, html_path: Path) -> None:
     float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
     console.print(
         f"\n{plain_text(report.name)}: {report.fp32.n} images{float_top1}", highlight=False, markup=False

@@ -52,7 +52,7 @@ th,td{{padding:.42rem .7rem;text-align:right;border-bottom:1px solid var(--line)
 th:first-child,td:first-child{{padding-left:0}}
 th{{font-weight:600;font-size:.86rem;color:var(--muted)}} tbody th{{color:var(--fg);font-size:1rem}}
 .l{{text-align:left;overflow-wrap:anywhere}} td small,th small{{display:block;color:var(--muted);font-weight:400;white-space:nowrap}}
-tbody th{{white-space:nowrap}}
+tbody th,td:not(.l){{white-space:nowrap}}
 figure{{margin:1rem 0;padding:1rem;background:var(--page);border:1px solid var(--line);border-radius:10px}}
 figure svg{{display:block;width:100%;height:auto}} figcaption{{color:var(--muted);font-size:.86rem;padding-top:.6rem}}
 pre{{background:var(--card);border:1px solid var(--line);border-radius:8px;padding:.9rem;overflow:auto;font-size:.84rem;

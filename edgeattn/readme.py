@@ -1,0 +1,231 @@
+"""Write the parts of README.md that follow from the code and from saved reports.
+
+A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end generated -->``. Measured
+figures come from ``recipes/reports/*.json``: reports of real runs, kept without their bulk.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from edgeattn.artifact import write_bytes
+from edgeattn.cli_errors import plain_text
+from edgeattn.errors import ArtifactError, close_matches_hint
+from edgeattn.report import Report, load_report
+
+if TYPE_CHECKING:
+    from edgeattn.report import LatencyResult, TargetResult
+
+__all__ = ["GENERATORS", "keep_report", "update_readme"]
+
+_BLOCK = re.compile(
+    r"(?P<begin><!-- generated: (?P<name>[a-z-]+) -->\n)(?P<body>.*?)(?P<end><!-- end generated -->)",
+    re.DOTALL,
+)
+_KEPT_ENVIRONMENT = ("cpu", "gpus", "os", "python", "packages")
+_NOTHING = "-"
+
+
+def update_readme(path: Path, *, check: bool = False) -> bool:
+    """Rewrite the generated parts of a file.
+
+    Args:
+        path: The file; ``recipes`` lies beside it.
+        check: Only find out whether something would change.
+
+    Returns:
+        Whether something changed, or would.
+
+    Raises:
+        ArtifactError: If the file cannot be read, or its markers do not match or name no generator.
+    """
+    try:
+        before = path.read_text(encoding="utf-8")
+    except OSError as exc:
+        raise ArtifactError(f"Cannot read {path}: {exc.strerror}. Run this in the project's folder.") from exc
+    opened, closed = before.count("<!-- generated: "), before.count("<!-- end generated -->")
+    if opened != closed or opened != len(_BLOCK.findall(before)):
+        raise ArtifactError(
+            f"{path} has {opened} markers '<!-- generated: NAME -->' and {closed} ends; pair them."
+        )
+
+    def fill(match: re.Match[str]) -> str:
+        name = match["name"]
+        if name not in GENERATORS:
+            raise ArtifactError(f"{path}: nothing generates {name!r}. {close_matches_hint(name, GENERATORS)}")
+        return f"{match['begin']}\n{GENERATORS[name](path.parent)}\n\n{match['end']}"
+
+    after = _BLOCK.sub(fill, before)
+    if after != before and not check:
+        write_bytes(path, after.encode())
+    return after != before
+
+
+def keep_report(run: Path, folder: Path) -> Path:
+    """Save a run's report without its bulk, for the tables.
+
+    Returns:
+        The file written: ``folder/<name of the recipe>.json``.
+    """
+    report = load_report(run)
+    compact = report.model_copy(deep=True)
+    compact.training, compact.stages = [], []
+    compact.environment = {k: report.environment[k] for k in _KEPT_ENVIRONMENT if k in report.environment}
+    for target in compact.targets.values():
+        target.layers, target.layer_times, target.build = [], [], {}
+        for latency in (target.latency.int8, target.latency.fp32):
+            if latency is not None:
+                latency.properties = {}
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", compact.name):
+        raise ArtifactError(
+            f"{run}: {compact.name!r} cannot be a file's name. Is it a report that a recipe made?"
+        )
+    text = compact.model_dump_json(indent=1, exclude_defaults=True, exclude_none=True)
+    return write_bytes(folder / f"{compact.name}.json", (text + "\n").encode())
+
+
+# --------------------------------------------------------------------------------- generators
+
+
+def _results(root: Path) -> str:
+    reports = _saved_reports(root)
+    rows = [row for report in reports for row in _result_rows(report)]
+    if not rows:
+        return "No run is saved yet: `edgeattn readme --keep runs/quickstart` saves one."
+    header = (
+        "recipe",
+        "target",
+        "FP32 top-1",
+        "INT8 top-1",
+        "delta",
+        "agreement",
+        "SQNR",
+        "INT8 p50",
+        "speed-up",
+    )
+    machines = sorted({_machine(report) for report in reports})
+    return (
+        _markdown(header, rows, left=2)
+        + "\n\nBatch 1. Delta in points of top-1; agreement is the share of images with FP32's answer; speed-up is the "
+        "median of FP32 over INT8 measured in alternation, with its 95 % interval. Where an engine could only be "
+        "built, its accuracy is that of the same QDQ file in another runtime (marked *). Measured on: "
+        + "; ".join(machines)
+        + "."
+    )
+
+
+def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
+    for name, target in report.targets.items():
+        star = "*" if target.checked_by else ""
+        yield (
+            report.name,
+            name if target.status == "ok" else f"{name} ({target.status})",
+            f"{_percent(report.fp32.top1)} (n = {report.fp32.n:,})",
+            _percent(target.top1) + star,
+            _NOTHING if target.top1_delta is None else f"{100 * target.top1_delta:+.2f}",
+            _percent(target.agreement) + star,
+            _NOTHING if target.sqnr_db is None else f"{target.sqnr_db:.1f} dB",
+            _milliseconds(target.latency.int8),
+            _speedup(target),
+        )
+
+
+def _quickstart(root: Path) -> str:
+    from edgeattn.cli_output import report_text
+
+    saved = [report for report in _saved_reports(root) if report.name == "quickstart"]
+    if not saved:
+        return "No run is saved yet: `edgeattn readme --keep runs/quickstart` saves one."
+    folder = Path("runs/quickstart")
+    text = report_text(saved[0], folder / "report.json", folder / "report.html", width=110)
+    return f"```text\n{text}\n```"
+
+
+def _attentions(root: Path) -> str:
+    from edgeattn.attention import attentions
+
+    rows = []
+    for entry in (attentions.get(name) for name in attentions):
+        link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})"
+        rows.append((f"`{entry.name}`", entry.title, link, entry.placement, ", ".join(entry.edge_forms)))
+    return _markdown(("name", "mechanism", "paper", "place", "exact forms"), rows, left=5)
+
+
+def _recipes(root: Path) -> str:
+    import yaml
+
+    rows = []
+    for path in sorted((root / "recipes").glob("*.yaml")):
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        rows.append((f"[{path.stem}](recipes/{path.name})", str(value.get("description", ""))))
+    return _markdown(("recipe", "what it does"), rows, left=2)
+
+
+def _commands(root: Path) -> str:
+    from edgeattn.cli import app
+
+    rows = [
+        (f"`edgeattn {command.callback.__name__}`", (command.callback.__doc__ or "").split("\n")[0])
+        for command in app.registered_commands
+        if command.callback is not None and not command.hidden
+    ]
+    return _markdown(("command", "does"), rows, left=2)
+
+
+GENERATORS: dict[str, Callable[[Path], str]] = {
+    "attentions": _attentions,
+    "commands": _commands,
+    "quickstart": _quickstart,
+    "recipes": _recipes,
+    "results": _results,
+}
+"""Name of a generated part -> what writes it, given the project's folder."""
+
+
+# ------------------------------------------------------------------------------------ helpers
+
+
+def _saved_reports(root: Path) -> list[Report]:
+    return [load_report(path) for path in sorted((root / "recipes" / "reports").glob("*.json"))]
+
+
+def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
+    rule = ("---" if index < left else "---:" for index in range(len(header)))
+    lines = [header, tuple(rule), *(tuple(_cell(cell) for cell in row) for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _cell(text: str) -> str:
+    return plain_text(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def _machine(report: Report) -> str:
+    cpu = report.environment.get("cpu")
+    model = str(cpu.get("model")) if isinstance(cpu, dict) else "a machine that was not recorded"
+    cores = cpu.get("usable_cores") if isinstance(cpu, dict) else None
+    gpus = report.environment.get("gpus")
+    parts = [_cell(model), f"{cores} cores usable" if cores else ""]
+    parts += [_cell(str(gpu)) for gpu in gpus] if isinstance(gpus, list) else []
+    return ", ".join(part for part in parts if part)
+
+
+def _percent(share: float | None) -> str:
+    return _NOTHING if share is None else f"{100 * share:.2f} %"
+
+
+def _milliseconds(latency: LatencyResult | None) -> str:
+    if latency is None:
+        return _NOTHING
+    return f"{latency.p50_ms:.3f} ms, {latency.threads} thread{'' if latency.threads == 1 else 's'}"
+
+
+def _speedup(target: TargetResult) -> str:
+    if target.speedup is None:
+        return _NOTHING
+    if target.speedup_interval is None:
+        return f"{target.speedup:.2f}x"
+    low, high = target.speedup_interval
+    return f"{target.speedup:.2f}x ({low:.2f} to {high:.2f})"
