@@ -124,12 +124,14 @@ class TensorRtTarget(RuntimeTarget):
                     "cuda_graph": False,
                     "clock": "CUDA events around enqueue, input and output in device memory",
                 }
-                session = TrtSession(trt, device, context, engine, threads, properties)
+                session = None
                 try:
+                    session = TrtSession(trt, device, context, engine, threads, properties)
                     yield session
                 finally:
-                    # TensorRT frees device memory itself, so both must go before the context does.
-                    session.close()
+                    # TensorRT frees device memory itself, so both must go before the CUDA context does.
+                    if session is not None:
+                        session.close()
                     del context, loaded
         finally:
             device.close()
