@@ -49,22 +49,25 @@ def join_world() -> World:
     return World(dist.get_rank(), dist.get_world_size())
 
 
-def average_gradients(model: nn.Module, world: World) -> None:
-    """Replace every gradient by its mean over the ranks, in one exchange."""
+def average_gradients(model: nn.Module, loss: float, world: World) -> float:
+    """Replace every gradient by its mean over the ranks, in one exchange.
+
+    Returns:
+        The mean loss, so that all ranks see the same one and give up together if it is not finite.
+    """
     if world.size == 1:
-        return
+        return loss
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    flat = torch.cat(
-        [
-            torch.zeros_like(parameter).flatten() if parameter.grad is None else parameter.grad.flatten()
-            for parameter in parameters
-        ]
-    )
+    gradients = [
+        torch.zeros_like(parameter) if parameter.grad is None else parameter.grad for parameter in parameters
+    ]
+    flat = torch.cat([*(gradient.flatten() for gradient in gradients), gradients[0].new_tensor([loss])])
     dist.all_reduce(flat)
     flat /= world.size
-    pieces = torch.split(flat, [parameter.numel() for parameter in parameters])
+    pieces = torch.split(flat[:-1], [parameter.numel() for parameter in parameters])
     for parameter, piece in zip(parameters, pieces, strict=True):
         parameter.grad = piece.view_as(parameter).to(parameter.dtype)
+    return float(flat[-1])
 
 
 def broadcast_state(model: nn.Module, world: World) -> None:

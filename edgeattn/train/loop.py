@@ -198,15 +198,14 @@ class _Run:
         # Seeding each step makes dropout, and anything else random, a function of the step alone.
         _seed_everything(mix_seed(config.seed, step, self.world.rank))
         loss = self._loss(inputs, labels)
-        value = loss.item()
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        value = average_gradients(self.model, loss.item(), self.world)
         if not np.isfinite(value):
             raise TrainingDivergedError(
                 f"The loss became {value} in epoch {self.epoch}, step {self.batch}. Lower learning_rate "
                 f"(now {config.learning_rate:g}), raise warmup_epochs, or set gradient_clip to 1.0."
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        average_gradients(self.model, self.world)
         if config.gradient_clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), config.gradient_clip)
         set_learning_rate(self.optimizer, learning_rate_factor(step, len(self.loader), config))
