@@ -171,8 +171,14 @@ def print_parity(result: Mapping[str, Any]) -> None:
 def _console() -> Console:
     from rich.console import Console
 
+    class PipeConsole(Console):
+        """Leaves a closed pipe to the error handler, which ends quietly; rich would exit with 1."""
+
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError
+
     # A pipe or a log has no width; what is written there should not be cut at 80 columns.
-    return Console() if sys.stdout.isatty() else Console(width=140)
+    return PipeConsole() if sys.stdout.isatty() else PipeConsole(width=140)
 
 
 def _print_table(

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import warnings
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -88,7 +89,7 @@ def plot_accuracy_latency(report: Report) -> str | None:
             if target.top1_interval is not None:
                 low, high = (100 * share for share in target.top1_interval)
                 axes.plot([x, x], [low, high], color=color, linewidth=1)
-            axes.plot(x, y, "o", markersize=8, color=color, label=name)
+            axes.plot(x, y, "o", markersize=8, color=color, label=_plain(name))
         axes.set_xlabel("latency p50 in ms, one image (hollow: FP32, filled: INT8)")
         axes.set_ylabel("top-1 in %, with 95 % interval")
         axes.set_xlim(left=0)
@@ -117,7 +118,7 @@ def plot_layer_sqnr(report: Report) -> str | None:
                 *zip(*points, strict=True),
                 color=_SERIES[index % SERIES_COUNT],
                 linestyle=_LINES[index % len(_LINES)],
-                label=name,
+                label=_plain(name),
             )
         axes.set_xlabel("layer, from input to output")
         axes.set_ylabel("SQNR in dB (higher is closer to FP32)")
@@ -150,7 +151,7 @@ def plot_layer_times(report: Report) -> str | None:
             axes.grid(visible=False, axis="y")
             whole = sum(layer.latency_us for layer in rows[name])
             axes.set_title(
-                f"{name}: {sum(values):.0f} of {whole:.0f} µs in {len(values)} of {len(rows[name])}"
+                f"{_plain(name)}: {sum(values):.0f} of {whole:.0f} µs in {len(values)} of {len(rows[name])}"
             )
             axes.set_xlabel("µs")
 
@@ -189,9 +190,15 @@ def plot_training(report: Report) -> str | None:
 # ------------------------------------------------------------------------------------ helpers
 
 
+def _plain(text: str, length: int = 44) -> str:
+    """Shorten from the middle, and replace what may not stand in SVG: control characters."""
+    text = "".join(c if c.isprintable() else "�" for c in text)
+    half = length // 2
+    return text if len(text) <= length else f"{text[: half - 1]}…{text[-half:]}"
+
+
 def _label(name: str, dtype: str) -> str:
-    short = name if len(name) <= 44 else f"{name[:20]}…{name[-23:]}"
-    return f"{short} [{dtype}]" if dtype else short
+    return f"{_plain(name)} [{_plain(dtype, 12)}]" if dtype else _plain(name)
 
 
 def _render(draw: Callable[[Figure], None], *, height: float, salt: str) -> str:
@@ -199,7 +206,9 @@ def _render(draw: Callable[[Figure], None], *, height: float, salt: str) -> str:
     from matplotlib.figure import Figure
 
     stream = io.StringIO()
-    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+    with warnings.catch_warnings(), matplotlib.rc_context({**_STYLE, "svg.hashsalt": salt}):
+        # That its own font, which only measures the text, lacks a glyph; that a plot is crowded.
+        warnings.simplefilter("ignore", UserWarning)
         figure = Figure(figsize=(_WIDTH, height), layout="constrained")
         draw(figure)
         figure.savefig(stream, format="svg", transparent=True, metadata={"Date": None, "Creator": None})
