@@ -16,11 +16,12 @@ __all__ = [
     "ChannelRowConv",
     "ConvBn",
     "DerivedConv2d",
+    "DerivedConvBn",
     "DoubledBiasConv",
     "EcaBandedConv",
     "Max",
     "Mean",
-    "TransposedKernelConv",
+    "TransposedConvBn",
     "check_kernel_size",
     "make_average",
     "make_maximum",
@@ -163,35 +164,32 @@ class DerivedConv2d(nn.Module, abc.ABC):
 
 
 def _band(channels: int, kernel_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return tap index and 0/1 mask, both (out, in): which tap of a kernel links two channels."""
+    """Return which tap of a kernel links two channels, (out * in,), and whether one does, (out, in)."""
     out = torch.arange(channels).unsqueeze(1)
     tap = torch.arange(channels).unsqueeze(0) - out + kernel_size // 2
     inside = (tap >= 0) & (tap < kernel_size)
-    return tap.clamp(0, kernel_size - 1), inside.to(torch.get_default_dtype())
+    # Flat, because ONNX export folds a Gather only if its index has one dimension.
+    return tap.clamp(0, kernel_size - 1).reshape(-1), inside.to(torch.get_default_dtype())
 
 
-class _Banded(DerivedConv2d):
+class EcaBandedConv(DerivedConv2d):
+    """The 1-D convolution over channels of ECA as a 1x1 convolution with a banded matrix."""
+
     tap: torch.Tensor
     mask: torch.Tensor
 
-    def __init__(self, channels: int, kernel_size: int, like: torch.Tensor) -> None:
-        super().__init__()
-        tap, mask = _band(channels, kernel_size)
-        self.register_buffer("tap", tap.to(like.device), persistent=False)
-        self.register_buffer("mask", mask.to(like), persistent=False)
-
-
-class EcaBandedConv(_Banded):
-    """The 1-D convolution over channels of ECA as a 1x1 convolution with a banded matrix."""
-
     def __init__(self, source: nn.Conv1d, channels: int) -> None:
-        super().__init__(channels, source.kernel_size[0], source.weight)
+        super().__init__()
+        self.channels = channels
         self.weight = source.weight  # (1, 1, k)
+        tap, mask = _band(channels, source.kernel_size[0])
+        self.register_buffer("tap", tap.to(source.weight.device), persistent=False)
+        self.register_buffer("mask", mask.to(source.weight), persistent=False)
 
     def derived_weight(self) -> torch.Tensor:
         """Return the band, shape (C, C, 1, 1)."""
-        taps = self.weight.reshape(-1)[self.tap]  # (C, C)
-        return (taps * self.mask).unsqueeze(2).unsqueeze(3)
+        taps = self.weight.reshape(-1)[self.tap].reshape(self.channels, self.channels)
+        return (taps * self.mask).reshape(self.channels, self.channels, 1, 1)
 
 
 class ChannelRowConv(DerivedConv2d):
@@ -205,19 +203,6 @@ class ChannelRowConv(DerivedConv2d):
     def derived_weight(self) -> torch.Tensor:
         """Return the taps, shape (1, 1, 1, k)."""
         return self.weight.unsqueeze(2)
-
-
-class TransposedKernelConv(DerivedConv2d):
-    """A square convolution for a plane whose axes are swapped: the kernel is transposed, not the map."""
-
-    def __init__(self, source: nn.Conv2d) -> None:
-        super().__init__()
-        self.weight = source.weight
-        self.padding = (source.kernel_size[0] // 2, source.kernel_size[1] // 2)
-
-    def derived_weight(self) -> torch.Tensor:
-        """Return the kernel with rows and columns swapped."""
-        return self.weight.transpose(2, 3)
 
 
 class DoubledBiasConv(DerivedConv2d):
@@ -254,43 +239,24 @@ class ChannelMeanConv(DerivedConv2d):
         return self.weight
 
 
-class BandedConvBn(_Banded):
-    """A 2-input k x k convolution over a plane (C, L) and its batch norm, with C as channels.
+class DerivedConvBn(DerivedConv2d):
+    """A derived convolution and the batch norm of one channel behind it.
 
-    The plane's channel axis becomes the channel axis of an ordinary convolution with 2C inputs, C
-    outputs, banded weights, and a kernel along L only. The batch norm has one channel in the authors'
-    layout: it is part of the derived weight and bias while it is in eval mode, and takes its statistics
-    over the whole plane in training mode.
+    The batch norm is part of the derived weight and bias while it is in evaluation mode. In training mode
+    it takes its statistics over the whole plane, whichever way that is laid out here.
 
     Args:
         source: The authors' layer: convolution (1, 2, k, k) and batch norm of one channel.
-        channels: C.
-        along_width: Whether L is the width: plane (C, W) of the authors' branch ``cw``, maps
-            (N, 2C, 1, W). Otherwise plane (H, C) of the branch ``hc``, maps (N, 2C, H, 1).
     """
 
-    first: torch.Tensor
-
-    def __init__(self, source: ConvBn, channels: int, *, along_width: bool) -> None:
-        kernel_size = source.conv.kernel_size[0]
-        super().__init__(channels, kernel_size, source.conv.weight)
+    def __init__(self, source: ConvBn) -> None:
+        super().__init__()
         self.conv = source.conv
         self.bn = source.bn
-        self.channels = channels
-        self.along_width = along_width
-        self.padding = (0, kernel_size // 2) if along_width else (kernel_size // 2, 0)
-        zeros = torch.zeros(channels, dtype=torch.int64, device=source.conv.weight.device)
-        self.register_buffer("first", zeros, persistent=False)
 
-    def banded_weight(self) -> torch.Tensor:
-        """Return the convolution's weight without the batch norm, shape (C, 2C, 1, k) or (C, 2C, k, 1)."""
-        kernel = self.conv.weight.squeeze(0)  # (2, k, k)
-        channels, size = self.channels, self.conv.kernel_size[0]
-        if self.along_width:
-            band = kernel[:, self.tap] * self.mask.unsqueeze(2)  # (2, out, in, k)
-            return band.transpose(0, 1).reshape(channels, 2 * channels, 1, size)
-        band = kernel[:, :, self.tap] * self.mask  # (2, k, out, in)
-        return band.permute(2, 0, 3, 1).reshape(channels, 2 * channels, size, 1)
+    @abc.abstractmethod
+    def plain_weight(self) -> torch.Tensor:
+        """Return the convolution's weight without the batch norm."""
 
     def _norm_scale(self) -> torch.Tensor:
         bn = self.bn
@@ -298,21 +264,76 @@ class BandedConvBn(_Banded):
         return bn.weight / torch.sqrt(variance + bn.eps)  # (1,)
 
     def derived_weight(self) -> torch.Tensor:
-        """Return the banded weight times the batch norm's scale."""
-        return self.banded_weight() * self._norm_scale().reshape(1, 1, 1, 1)
+        """Return the weight times the batch norm's scale."""
+        return self.plain_weight() * self._norm_scale()
 
     def derived_bias(self) -> torch.Tensor:
-        """Return the batch norm's shift, once per output channel."""
+        """Return the batch norm's shift, once for every output channel."""
         bn = self.bn
         mean = bn.running_mean if bn.running_mean is not None else torch.zeros_like(bn.weight)
-        shift = bn.bias - mean * self._norm_scale()
-        return shift[self.first]  # (C,)
+        return bn.bias - mean * self._norm_scale()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve and normalize `x`."""
         if not self.bn.training:
             return super().forward(x)
-        y = self.convolve(x, self.banded_weight(), None)
-        # One batch-norm channel over the whole plane, as in the authors' layout.
+        y = self.convolve(x, self.plain_weight(), None)
         normalized: torch.Tensor = self.bn(y.reshape(y.shape[0], 1, -1, 1))
         return normalized.reshape(y.shape)
+
+
+class TransposedConvBn(DerivedConvBn):
+    """The authors' layer for a plane whose axes are swapped: the kernel is transposed, not the map."""
+
+    def __init__(self, source: ConvBn) -> None:
+        super().__init__(source)
+        self.padding = (source.conv.kernel_size[0] // 2, source.conv.kernel_size[1] // 2)
+
+    def plain_weight(self) -> torch.Tensor:
+        """Return the kernel with rows and columns swapped, shape (1, 2, k, k)."""
+        return self.conv.weight.transpose(2, 3)
+
+
+class BandedConvBn(DerivedConvBn):
+    """The authors' layer over a plane (C, L), with C as channels.
+
+    The plane's channel axis becomes the channel axis of an ordinary convolution with 2C inputs, C
+    outputs, banded weights, and a kernel along L only.
+
+    Args:
+        source: The authors' layer.
+        channels: C.
+        along_width: Whether L is the width: plane (C, W) of the authors' branch ``cw``, maps
+            (N, 2C, 1, W). Otherwise plane (H, C) of the branch ``hc``, maps (N, 2C, H, 1).
+    """
+
+    tap: torch.Tensor
+    mask: torch.Tensor
+    ones: torch.Tensor
+
+    def __init__(self, source: ConvBn, channels: int, *, along_width: bool) -> None:
+        super().__init__(source)
+        kernel_size = source.conv.kernel_size[0]
+        self.channels = channels
+        self.along_width = along_width
+        self.padding = (0, kernel_size // 2) if along_width else (kernel_size // 2, 0)
+        like = source.conv.weight
+        tap, mask = _band(channels, kernel_size)
+        self.register_buffer("tap", tap.to(like.device), persistent=False)
+        self.register_buffer("mask", mask.to(like), persistent=False)
+        self.register_buffer("ones", torch.ones(channels).to(like), persistent=False)
+
+    def plain_weight(self) -> torch.Tensor:
+        """Return the banded weight, shape (C, 2C, 1, k) or (C, 2C, k, 1)."""
+        kernel = self.conv.weight.squeeze(0)  # (2, k, k)
+        channels, size = self.channels, self.conv.kernel_size[0]
+        if self.along_width:
+            band = kernel[:, self.tap].reshape(2, channels, channels, size)  # (2, out, in, k)
+            band = (band * self.mask.unsqueeze(2)).transpose(0, 1)
+            return band.reshape(channels, 2 * channels, 1, size)
+        band = kernel[:, :, self.tap].reshape(2, size, channels, channels)  # (2, k, out, in)
+        return (band * self.mask).permute(2, 0, 3, 1).reshape(channels, 2 * channels, size, 1)
+
+    def derived_bias(self) -> torch.Tensor:
+        """Return the batch norm's shift, shape (C,)."""
+        return super().derived_bias() * self.ones

@@ -23,7 +23,7 @@ from edgeattn.attention.layers import (
     ConvBn,
     Max,
     Mean,
-    TransposedKernelConv,
+    TransposedConvBn,
     check_kernel_size,
     make_average,
     make_maximum,
@@ -176,19 +176,6 @@ class _BandedTriplet(_TripletEdge):
         return self.cw(of_columns), self.hc(of_rows)
 
 
-class _TransposedConvBn(nn.Module):
-    """The batch norm of a branch behind its convolution with a transposed kernel."""
-
-    def __init__(self, source: ConvBn) -> None:
-        super().__init__()
-        self.conv = TransposedKernelConv(source.conv)
-        self.bn = source.bn
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y: torch.Tensor = self.bn(self.conv(x))
-        return y
-
-
 class _ReshapeTriplet(_TripletEdge):
     """The small pooled planes are reshaped, never permuted: (N, 2C, 1, W) is (N, 2, C, W) in memory.
 
@@ -196,7 +183,7 @@ class _ReshapeTriplet(_TripletEdge):
     """
 
     def _make_branches(self, source: TripletAttention) -> tuple[_Branch, _Branch]:
-        return _Branch(source.cw.conv), _Branch(_TransposedConvBn(_conv_bn(source.hc)))
+        return _Branch(source.cw.conv), _Branch(TransposedConvBn(_conv_bn(source.hc)))
 
     def _gates(self, of_columns: torch.Tensor, of_rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         channels = self.channels

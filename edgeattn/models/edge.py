@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import itertools
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -56,14 +56,21 @@ def _neighbours(model: nn.Module, path: str) -> tuple[nn.Module | None, nn.Modul
 
 def _scalable(layer: nn.Module | None, *, with_bias: bool) -> list[torch.Tensor]:
     """Return the parameters to multiply so that the layer's output scales, or none if it cannot."""
-    if isinstance(layer, nn.BatchNorm2d):
+    # Exact types: a subclass can hold an activation, or normalize its weight.
+    if isinstance(layer, nn.BatchNorm2d) and (type(layer) is nn.BatchNorm2d or _is_timm_norm(layer)):
         found: list[torch.Tensor] = [layer.weight, layer.bias]
-    elif isinstance(layer, (nn.Conv2d, nn.Linear)):
+    elif isinstance(layer, (nn.Conv2d, nn.Linear)) and type(layer) in (nn.Conv2d, nn.Linear):
         found = [layer.weight, layer.bias] if with_bias and layer.bias is not None else [layer.weight]
     else:
         return []
     # A parametrized weight is computed: there is nothing to multiply.
     return found if all(isinstance(parameter, nn.Parameter) for parameter in found) else []
+
+
+def _is_timm_norm(norm: nn.BatchNorm2d) -> bool:
+    """Return whether this is timm's norm with an activation inside, and it has none."""
+    named = type(norm).__name__ == "BatchNormAct2d"
+    return named and all(type(child) is nn.Identity for child in norm.children())
 
 
 def absorb_gains(model: nn.Module, *, constants: bool = False) -> list[str]:
@@ -118,7 +125,7 @@ def to_edge_form(
     *,
     form: str | Mapping[str, str] | None = None,
     materialize: bool = False,
-    absorb: bool = True,
+    absorb: Literal["gains", "constants", "nothing"] = "gains",
 ) -> nn.Module:
     """Return the same network for inputs of exactly `height` x `width`, made of what runtimes do fast.
 
@@ -134,22 +141,22 @@ def to_edge_form(
             such a form, the others take their default, as with None.
         materialize: Share nothing, and turn derived weights into ordinary convolution weights: for
             calibration and export, not for training. The result is in evaluation mode.
-        absorb: First move gains into neighbours with `absorb_gains`. Without `materialize` this changes
-            parameters of `model` too, while it still computes the same function.
+        absorb: What to move into neighbouring layers first, see `absorb_gains`: the gains of an identity
+            start; also the ``"constants"`` of the authors' formulas, which saves Triplet Attention one
+            multiplication of a whole map; or ``"nothing"``. Without `materialize` this changes parameters
+            of `model` too, while it still computes the same function.
 
     Raises:
-        RecipeError: If a form is unknown.
+        RecipeError: If a form or a value of `absorb` is unknown.
         ModelError: If the network cannot run on this size, or an attention sees no single size.
     """
     kinds = {module.kind for module in model.modules() if isinstance(module, Attention)}
     forms = _resolve_forms(form, kinds)
     if materialize:
         result = copy.deepcopy(model).eval()
-        if absorb:
-            absorb_gains(result)
+        _absorb(result, absorb)
     else:
-        if absorb:
-            absorb_gains(model)
+        _absorb(model, absorb)
         shared = {id(tensor): tensor for tensor in itertools.chain(model.parameters(), model.buffers())}
         result = copy.deepcopy(model, dict(shared))
     for path, (rows, columns) in _seen_sizes(result, height, width).items():
@@ -166,6 +173,14 @@ def to_edge_form(
         parent, name = split_path(path)
         setattr(result.get_submodule(parent), name, replacement)
     return result
+
+
+def _absorb(model: nn.Module, what: str) -> None:
+    known = ("gains", "constants", "nothing")
+    if what not in known:
+        raise RecipeError(f"absorb cannot be {what!r}. {close_matches_hint(what, known)}")
+    if what != "nothing":
+        absorb_gains(model, constants=what == "constants")
 
 
 def _resolve_forms(form: str | Mapping[str, str] | None, kinds: set[str]) -> dict[str, str]:
