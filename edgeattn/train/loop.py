@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
 import logging
 import random
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,7 @@ from edgeattn.train.distributed import (
     wait_for_all,
 )
 from edgeattn.train.evaluation import check_logits, evaluate, module_device
+from edgeattn.train.layout import choose_layout, use_layout
 from edgeattn.train.loader import EpochLoader, mix_seed
 from edgeattn.train.optim import WeightAverage, build_optimizer, learning_rate_factor, set_learning_rate
 from edgeattn.train.result import EpochRecord, TrainingDivergedError, TrainResult
@@ -148,6 +150,9 @@ class _Run:
             world_size=world.size,
             device=self.device,
         )
+        sample = next(self.loader.epoch(0))[0][:2]
+        self.layout = choose_layout(model, sample)
+        self.teacher_layout = choose_layout(teacher, sample) if teacher is not None else self.layout
         self.optimizer = build_optimizer(model, self.config, identity.new_parameter_names)
         decay = self.config.ema_decay
         self.average = WeightAverage(model, decay) if decay is not None else None
@@ -165,11 +170,12 @@ class _Run:
         saved = time.monotonic()
         while self.epoch < self.config.epochs:
             self._set_training_mode()
-            for inputs, labels in self.loader.epoch(self.epoch, self.batch):
-                self._step(inputs, labels)
-                if time.monotonic() - saved >= checkpoint_seconds:
-                    self._save(folder, fingerprint)
-                    saved = time.monotonic()
+            with self._layouts():
+                for inputs, labels in self.loader.epoch(self.epoch, self.batch):
+                    self._step(inputs, labels)
+                    if time.monotonic() - saved >= checkpoint_seconds:
+                        self._save(folder, fingerprint)
+                        saved = time.monotonic()
             self._finish_epoch()
             self._save(folder, fingerprint)
             saved = time.monotonic()
@@ -191,6 +197,15 @@ class _Run:
             for module in self.model.modules():
                 if isinstance(module, nn.modules.batchnorm._BatchNorm):
                     module.eval()
+
+    @contextlib.contextmanager
+    def _layouts(self) -> Iterator[None]:
+        """For the steps only: what is measured and saved is what callers will compute with."""
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(use_layout(self.model, self.layout))
+            if self.teacher is not None:
+                stack.enter_context(use_layout(self.teacher, self.teacher_layout))
+            yield
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
         config = self.config
@@ -219,12 +234,13 @@ class _Run:
             self.progress.update("train", step + 1, total, epoch=self.epoch, loss=value)
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
-        logits = check_logits(self.model(inputs), self.classes).float()
+        logits = check_logits(self.model(inputs.contiguous(memory_format=self.layout)), self.classes).float()
         loss = F.cross_entropy(logits, labels, label_smoothing=self.config.label_smoothing)
         weight = self.config.distillation_weight
         if weight == 0 or self.teacher is None:
             return loss
         with torch.no_grad():
+            inputs = inputs.contiguous(memory_format=self.teacher_layout)
             target = check_logits(self.teacher(inputs), logits.shape[1]).float()
         divergence = F.kl_div(
             logits.log_softmax(dim=1), target.log_softmax(dim=1), log_target=True, reduction="batchmean"

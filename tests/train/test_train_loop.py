@@ -189,8 +189,10 @@ def test_an_unwritable_folder_is_an_artifact_error(model: nn.Module, tmp_path: P
 
 
 def test_interrupting_leaves_one_whole_checkpoint(tmp_path: Path) -> None:
+    model = build_model()
     with pytest.raises(Killed):
-        train(build_model(), tmp_path, progress=KillAt(5), checkpoint_seconds=0)
+        train(model, tmp_path, progress=KillAt(5), checkpoint_seconds=0)
+    assert all(parameter.is_contiguous() for parameter in model.parameters())
     assert [path.name for path in tmp_path.iterdir()] == [CHECKPOINT_NAME]
 
 

@@ -18,6 +18,7 @@ from edgeattn.data import ImageSet, materialize
 from edgeattn.errors import DataError, ModelError
 from edgeattn.train import TrainArrays, TrainConfig, evaluate
 from edgeattn.train.checkpoint import hash_state
+from edgeattn.train.layout import choose_layout, use_layout
 from edgeattn.train.optim import WeightAverage, build_optimizer, learning_rate_factor, set_learning_rate
 
 
@@ -87,6 +88,37 @@ def test_the_average_follows_and_swaps_back() -> None:
     assert model[1].num_batches_tracked == 7
     average.swap(model)
     torch.testing.assert_close(model[6].bias.detach(), start + 1)
+
+
+class Flattening(nn.Module):
+    """Cannot take channels last: `view` joins channels and pixels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.features = nn.Conv2d(3, 6, 3)
+        self.head = nn.Linear(216, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.features(x)
+        return self.head(x.view(len(x), -1))
+
+
+def test_channels_last_is_used_where_the_module_takes_it(model: nn.Module) -> None:
+    inputs = torch.randn(2, 3, 8, 8)
+    before = hash_state(model)
+    model.train()
+    assert choose_layout(model, inputs) is torch.channels_last
+    assert model.training
+    assert model[0].weight.grad is None
+    assert hash_state(model) == before
+    weight = model[0].weight
+    with use_layout(model, torch.channels_last):
+        assert weight is model[0].weight
+        assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert weight.is_contiguous()
+    other = Flattening()
+    assert choose_layout(other, inputs) is torch.contiguous_format
+    assert other.features.weight.is_contiguous()
 
 
 def test_a_state_hash_follows_names_types_and_values() -> None:
