@@ -16,7 +16,7 @@ DEV_STAMP := $(VENV)/.edgeattn-dev
 
 help:
 	@echo "make quickstart   install into $(VENV) and run recipes/quickstart.yaml: train, quantize, prove"
-	@echo "make install      install what a run on this machine's CPU needs"
+	@echo "make install      install everything that builds engines without a GPU"
 	@echo "make dev          the same plus the tools of the two checks below"
 	@echo "make test         the tests (PYTEST_FLAGS='-m slow' for the long ones)"
 	@echo "make lint         ruff and mypy"
@@ -29,7 +29,7 @@ $(BIN)/python:
 
 # The stamps make a second call quick: pip runs again only after the pins or the metadata changed.
 $(RUN_STAMP): pyproject.toml constraints.txt | $(BIN)/python
-	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[all-cpu]'
+	$(BIN)/python -m pip install --quiet $(PIP_FLAGS) -c constraints.txt -e '.[all]'
 	touch $@
 
 $(DEV_STAMP): pyproject.toml constraints.txt | $(BIN)/python
