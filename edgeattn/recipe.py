@@ -20,6 +20,7 @@ from pydantic import model_validator as _model_validator
 
 from edgeattn.data.spec import DataSpec
 from edgeattn.errors import RecipeError, close_matches_hint
+from edgeattn.models import architectures
 from edgeattn.quant.config import QuantConfig
 from edgeattn.recipe_yaml import Located, apply_override, parse_yaml
 from edgeattn.train.config import TrainConfig
@@ -88,7 +89,8 @@ class ModelSpec(BaseModel):
     arch: Literal["mobilenet_v2", "efficientnet_b0", "efficientnet_lite0"] = "mobilenet_v2"
     width: Annotated[float, Field(gt=0, le=4, description="Multiplier of the channel counts.")] = 1.0
     activation: Annotated[
-        Literal["swish", "h_swish"] | None, Field(description="null: the architecture's own.")
+        Literal["relu", "relu6", "swish", "h_swish"] | None,
+        Field(description="null: the architecture's own."),
     ] = None
     dropout: Annotated[float, Field(ge=0, lt=1, description="Before the classifier.")] = 0.2
     weights: Annotated[
@@ -102,6 +104,13 @@ class ModelSpec(BaseModel):
         int | None, Field(ge=2, le=100_000, description="null: as many as the data has.")
     ] = None
 
+    @_model_validator(mode="after")
+    def _activation_suits(self) -> ModelSpec:
+        known = architectures.get(self.arch).activations
+        if self.activation is not None and self.activation not in known:
+            raise ValueError(f"{self.arch} has no activation {self.activation!r}. Known: {', '.join(known)}.")
+        return self
+
 
 class AttentionSpec(BaseModel):
     """Which attention mechanism goes where."""
@@ -114,10 +123,10 @@ class AttentionSpec(BaseModel):
         Field(description="A name that `edgeattn attentions` lists, or none."),
     ] = "none"
     where: Annotated[
-        Literal["authors", "hidden", "output"] | tuple[str, ...],
+        Literal["authors", "hidden", "output"] | Annotated[tuple[str, ...], Field(min_length=1)],
         Field(
             description="authors: where the mechanism's paper puts it. hidden: after the depthwise convolution. "
-            "output: after the projection. Or the names of the blocks."
+            "output: after the projection. Or paths of modules, such as features.*.conv."
         ),
     ] = "authors"
     identity_start: Annotated[

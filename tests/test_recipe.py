@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from edgeattn.errors import RecipeError
+from edgeattn.models import architectures
 from edgeattn.recipe import Recipe, load_recipe, recipe_schema
 
 RECIPES = Path(__file__).parents[1] / "recipes"
@@ -62,6 +63,11 @@ def test_recipes_of_the_project_load(path: Path) -> None:
 def test_schema_is_current() -> None:
     """The schema file is what the code says; `make schema` writes it."""
     assert json.loads((RECIPES / "recipe.schema.json").read_text()) == recipe_schema()
+
+
+def test_every_architecture_can_be_asked_for() -> None:
+    """The schema's list, which editors offer, is the registry's."""
+    assert set(recipe_schema()["$defs"]["ModelSpec"]["properties"]["arch"]["enum"]) == set(architectures)
 
 
 def test_schema_command_prints_json() -> None:
