@@ -279,8 +279,12 @@ def report(
 @app.command(hidden=True)
 @handle_errors
 def readme(
-    path: Annotated[Path, typer.Option(help="The file whose generated parts are rewritten.")] = Path("README.md"),
-    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail if it is out of date.")] = False,
+    path: Annotated[Path, typer.Option(help="The file whose generated parts are rewritten.")] = Path(
+        "README.md"
+    ),
+    check: Annotated[
+        bool, typer.Option("--check", help="Change nothing; fail if it is out of date.")
+    ] = False,
     keep: Annotated[
         list[Path] | None,
         typer.Option(metavar="RUN", help="First save this run's report under recipes/reports. Repeatable."),
