@@ -1,0 +1,140 @@
+"""Bring an fp32 ONNX graph into the one spelling that planning and emission expect.
+
+Constants and identities are folded, batch norms go into the convolution or Gemm before them, clips
+are written with constant bounds. The function computed stays the same up to float rounding.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+from onnx.reference import ReferenceEvaluator
+
+from edgeattn.onnx_graph import Graph, attribute
+
+__all__ = ["canonicalize", "fold_batch_norms", "fold_constants", "remove_identities"]
+
+Float64 = NDArray[np.float64]
+
+
+def canonicalize(graph: Graph) -> dict[str, Float64]:
+    """Fold what can be folded, in place.
+
+    Returns:
+        For each weight that absorbed a batch norm, the factor of every output channel.
+    """
+    remove_identities(graph)
+    fold_constants(graph)
+    ratio = fold_batch_norms(graph)
+    graph.remove_unused()
+    name_nodes(graph)
+    return ratio
+
+
+def remove_identities(graph: Graph) -> None:
+    """Remove Identity, and Dropout as it is in inference; copies of constants become constants."""
+    for node in list(graph.nodes):
+        if node.op_type not in ("Identity", "Dropout"):
+            continue
+        source, result = node.input[0], node.output[0]
+        if result in graph.output_names:
+            continue
+        graph.nodes.remove(node)
+        graph.reindex()
+        graph.replace_input(result, source)
+
+
+def fold_constants(graph: Graph) -> None:
+    """Evaluate nodes all of whose inputs are constants."""
+    for node in list(graph.nodes):
+        inputs = [name for name in node.input if name]
+        if node.domain not in ("", "ai.onnx") or node.op_type in ("QuantizeLinear", "DequantizeLinear"):
+            continue
+        if node.op_type == "Shape" and not inputs:
+            continue
+        if not all(name in graph.constants for name in inputs):
+            continue
+        evaluator = ReferenceEvaluator(node, opsets={"": graph.opset})
+        values = evaluator.run(None, {name: graph.constants[name] for name in inputs})
+        for name, value in zip(node.output, values, strict=True):
+            graph.constants[name] = np.asarray(value)
+        graph.nodes.remove(node)
+    graph.reindex()
+
+
+def fold_batch_norms(graph: Graph) -> dict[str, Float64]:
+    """Multiply batch norms into the weights before them; others become Mul and Add.
+
+    Computed in float64: weight and bias are rounded to float32 once.
+    """
+    ratios: dict[str, Float64] = {}
+    for node in list(graph.nodes):
+        if node.op_type != "BatchNormalization":
+            continue
+        gamma, beta, mean, variance = (graph.constants[name].astype(np.float64) for name in node.input[1:5])
+        factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
+        shift = beta - mean * factor
+        before = graph.producer.get(node.input[0])
+        if before is None or not _absorbs(graph, before):
+            _as_multiply_add(graph, node, factor, shift)
+            continue
+        weight_name = _own_copy(graph, before, 1)
+        weight = graph.constants[weight_name]
+        axis = 0 if before.op_type == "Conv" or attribute(before, "transB", 0) else 1
+        shape = [-1 if dim == axis else 1 for dim in range(weight.ndim)]
+        graph.constants[weight_name] = (weight * factor.reshape(shape)).astype(np.float32)
+        bias = graph.constants[before.input[2]].astype(np.float64) if len(before.input) > 2 else 0.0
+        bias_name = graph.fresh_name(f"{weight_name}.folded_bias")
+        graph.constants[bias_name] = np.asarray(bias * factor + shift, np.float32).reshape(-1)
+        del before.input[2:]
+        before.input.append(bias_name)
+        ratios[weight_name] = ratios.get(weight_name, np.ones_like(factor)) * factor
+        # The result keeps the batch norm's name: that is the operation a hook can reach.
+        before.output[0] = node.output[0]
+        graph.nodes.remove(node)
+        graph.reindex()
+    return ratios
+
+
+def name_nodes(graph: Graph) -> None:
+    """Name every node after its first output, so that runtimes report module paths."""
+    for node in graph.nodes:
+        node.name = node.output[0]
+
+
+def _absorbs(graph: Graph, node: NodeProto) -> bool:
+    if node.op_type not in ("Conv", "Gemm") or graph.only_consumer(node.output[0]) is None:
+        return False
+    if node.op_type == "Gemm" and (attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "transA", 0)):
+        return False
+    return node.input[1] in graph.constants and (len(node.input) < 3 or node.input[2] in graph.constants)
+
+
+def _own_copy(graph: Graph, node: NodeProto, index: int) -> str:
+    """Give the node a constant of its own where others read the same one."""
+    name = node.input[index]
+    if len(graph.consumers[name]) > 1:
+        copy = graph.fresh_name(f"{name}.copy")
+        graph.constants[copy] = graph.constants[name]
+        node.input[index] = copy
+        graph.reindex()
+        return copy
+    return name
+
+
+def _as_multiply_add(graph: Graph, node: NodeProto, factor: Float64, shift: Float64) -> None:
+    from onnx import helper
+
+    rank = 4
+    shape = (1, -1) + (1,) * (rank - 2)
+    scale_name, shift_name = (graph.fresh_name(f"{node.output[0]}.{part}") for part in ("scale", "shift"))
+    graph.constants[scale_name] = factor.astype(np.float32).reshape(shape)
+    graph.constants[shift_name] = shift.astype(np.float32).reshape(shape)
+    product = graph.fresh_name(f"{node.output[0]}.scaled")
+    place = graph.nodes.index(node)
+    graph.nodes[place : place + 1] = [
+        helper.make_node("Mul", [node.input[0], scale_name], [product]),
+        helper.make_node("Add", [product, shift_name], [node.output[0]]),
+    ]
+    graph.reindex()

@@ -1,0 +1,202 @@
+"""From a torch module to a canonical fp32 ONNX whose tensors are named after the module's operations.
+
+NNCF's function hooks name every operation by the module that runs it (``features/2/conv/6/mul/0``).
+An identity marker is hooked behind each operation before the export; the markers carry those names
+into the ONNX graph and are removed there. What is planned by name on the graph can so be put back
+onto the very same operation of the torch module, for quantization-aware training.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+from torch import nn
+
+from edgeattn.errors import ModelError
+from edgeattn.export.canonical import canonicalize
+from edgeattn.onnx_graph import Graph, attribute
+
+__all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "FloatExport", "export_float", "quiet_nncf"]
+
+OPSET = 17
+INPUT_NAME = "input"
+OUTPUT_NAME = "logits"
+_DOMAIN = "edgeattn.marker"
+
+
+@dataclasses.dataclass(frozen=True)
+class FloatExport:
+    """A float ONNX model and how it relates to the module it came from.
+
+    Attributes:
+        model: Canonical fp32 ONNX: batch norms folded, constants folded, no identities.
+        weight_ratio: For each folded weight, by its name in the graph, what every output channel of
+            the module's weight was multiplied with, shape (out_channels,).
+    """
+
+    model: ModelProto
+    weight_ratio: dict[str, NDArray[np.float64]]
+
+
+class _MarkFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, value: torch.Tensor, name: str) -> torch.Tensor:
+        return value.clone()
+
+    @staticmethod
+    def symbolic(graph: Any, value: Any, name: str) -> Any:
+        return graph.op(f"{_DOMAIN}::Mark", value, name_s=name).setType(value.type())
+
+
+class _Mark(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.op_name = name
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        result: torch.Tensor = _MarkFunction.apply(value, self.op_name)  # type: ignore[no-untyped-call]
+        return result
+
+
+@contextlib.contextmanager
+def quiet_nncf() -> Iterator[None]:
+    """Keep NNCF's information lines off the terminal."""
+    logger = logging.getLogger("nncf")
+    before = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(before)
+
+
+def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
+    """Export `module` in evaluation mode.
+
+    Args:
+        module: One NCHW float input, one output. It is left as it was.
+        input_shape: Fixed shape, batch first.
+
+    Returns:
+        The canonical model: input ``"input"``, output ``"logits"``, opset 17.
+
+    Raises:
+        ModelError: If the module cannot be traced with that shape.
+    """
+    training = module.training
+    module.eval()
+    try:
+        marked, names = _with_markers(module, input_shape)
+        buffer = io.BytesIO()
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")
+            torch.onnx.export(
+                marked,
+                (torch.zeros(*input_shape, device=_device(module)),),
+                buffer,
+                dynamo=False,
+                opset_version=OPSET,
+                custom_opsets={_DOMAIN: 1},
+                input_names=[INPUT_NAME],
+                output_names=[OUTPUT_NAME],
+            )
+    except (RuntimeError, ValueError, TypeError) as exc:
+        raise ModelError(
+            f"The network cannot be exported with the input shape {tuple(input_shape)}: {exc}"
+        ) from exc
+    finally:
+        module.train(training)
+    model = onnx.load_model_from_string(buffer.getvalue())
+    graph = Graph(model)
+    _remove_markers(graph, names)
+    ratio = canonicalize(graph)
+    result = graph.to_model()
+    del result.opset_import[:]
+    result.opset_import.append(onnx.helper.make_opsetid("", OPSET))
+    onnx.checker.check_model(result, full_check=True)
+    return FloatExport(result, ratio)
+
+
+def operation_names(module: nn.Module, input_shape: Sequence[int]) -> list[str]:
+    """Return the name of every operation that `module` runs, in order."""
+    from nncf.torch.function_hook import wrap_model
+    from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
+
+    with quiet_nncf(), torch.no_grad():
+        graph = build_nncf_graph(
+            wrap_model(shadow(module)), torch.zeros(*input_shape, device=_device(module))
+        )
+    skipped = {"nncf_model_input", "nncf_model_output", "nncf_model_const"}
+    return [node.node_name for node in graph.get_all_nodes() if node.node_type not in skipped]
+
+
+def shadow(module: nn.Module) -> nn.Module:
+    """Return a structural copy that shares every Parameter and buffer, to hang hooks on."""
+    memo: dict[int, Any] = {id(item): item for item in (*module.parameters(), *module.buffers())}
+    import copy
+
+    return copy.deepcopy(module, memo)
+
+
+def _with_markers(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, list[str]]:
+    from nncf.torch.function_hook import register_post_function_hook, wrap_model
+
+    names = operation_names(module, input_shape)
+    with quiet_nncf():
+        marked: nn.Module = wrap_model(shadow(module))
+        for name in names:
+            register_post_function_hook(marked, name, 0, _Mark(name))
+    marked.eval()
+    return marked, names
+
+
+def _remove_markers(graph: Graph, names: Sequence[str]) -> None:
+    renamed: dict[str, str] = {}
+    alias: dict[str, str] = {}
+    kept = []
+    for node in graph.nodes:
+        if node.domain != _DOMAIN:
+            kept.append(node)
+            continue
+        source = node.input[0]
+        while source in alias:
+            source = alias[source]
+        alias[node.output[0]] = source
+        # The innermost operation names the tensor that it wrote.
+        renamed.setdefault(source, str(attribute(node, "name")))
+    outputs = graph.output_names
+    for node in kept:
+        for index, name in enumerate(node.input):
+            while name in alias:
+                name = alias[name]
+            node.input[index] = name
+    for output in outputs:
+        source = output
+        while source in alias:
+            source = alias[source]
+        if source != output:
+            for node in kept:
+                node.output[:] = [output if name == source else name for name in node.output]
+                node.input[:] = [output if name == source else name for name in node.input]
+            renamed.pop(source, None)
+    graph.nodes = kept
+    graph.reindex()
+    produced = set(graph.producer)
+    graph.rename({old: new for old, new in renamed.items() if old in produced})
+
+
+def _device(module: nn.Module) -> torch.device:
+    for item in (*module.parameters(), *module.buffers()):
+        return item.device
+    return torch.device("cpu")

@@ -1,0 +1,128 @@
+"""From (fp32 ONNX + QuantPlan + profile) to a QDQ ONNX.
+
+Weights become int8 initializers behind one DequantizeLinear per output channel. Every planned
+activation gets one QuantizeLinear/DequantizeLinear pair. A clip that the quantized range already
+implies disappears, because otherwise runtimes do not fuse the convolution with its quantization.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import ModelProto, NodeProto, checker, helper
+
+from edgeattn.errors import ModelError
+from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.plan import Profile, QuantParams, QuantPlan, quantize_weight
+
+__all__ = ["emit_qdq"]
+
+
+def emit_qdq(model: ModelProto, plan: QuantPlan, profile: Profile) -> ModelProto:
+    """Spell `plan` on the canonical fp32 graph it belongs to.
+
+    Args:
+        model: Canonical fp32 ONNX.
+        plan: Names tensors of that graph.
+        profile: ``"s8"`` or ``"u8"``.
+
+    Raises:
+        ModelError: If the plan names a tensor that the graph does not have.
+    """
+    graph = Graph(model)
+    known = set(graph.producer) | set(graph.input_names) | set(graph.constants)
+    strangers = sorted((set(plan.activations) | set(plan.weights)) - known)
+    if strangers:
+        raise ModelError(
+            f"The plan names {len(strangers)} tensors that the graph lacks, first {strangers[0]!r}. "
+            "A plan belongs to one graph: calibrate this one."
+        )
+    for name, shift in plan.bias_shift.get(profile, {}).items():
+        graph.constants[name] = (graph.constants[name] + np.asarray(shift)).astype(np.float32)
+    for name, scales in plan.weights.items():
+        _quantize_constant(graph, name, np.asarray(scales, np.float32))
+    for name, wanted in plan.activations.items():
+        if wanted.is_quantized(profile):
+            params = wanted.params(profile)
+            _absorb_clip(graph, name, params)
+            _insert_pair(graph, name, params)
+    graph.remove_unused()
+    graph.sort()
+    for node in graph.nodes:
+        node.name = node.output[0]
+    result = graph.to_model()
+    checker.check_model(result, full_check=True)
+    return result
+
+
+def _quantize_constant(graph: Graph, name: str, scales: np.ndarray) -> None:  # type: ignore[type-arg]
+    axis = _channel_axis(graph, name)
+    graph.constants[f"{name}.quantized"] = quantize_weight(graph.constants[name], scales, axis)
+    graph.constants[f"{name}.scale"] = scales
+    graph.constants[f"{name}.zero_point"] = np.zeros(scales.shape, np.int8)
+    result = f"{name}.dequantized"
+    users = list(graph.consumers[name])
+    graph.nodes.insert(
+        0,
+        helper.make_node(
+            "DequantizeLinear",
+            [f"{name}.quantized", f"{name}.scale", f"{name}.zero_point"],
+            [result],
+            axis=axis,
+        ),
+    )
+    graph.replace_input(name, result, users)
+
+
+def _channel_axis(graph: Graph, name: str) -> int:
+    user = graph.consumers[name][0]
+    if user.op_type == "Gemm":
+        return 0 if attribute(user, "transB", 0) else 1
+    return 1 if user.op_type == "MatMul" else 0
+
+
+def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> None:
+    """Remove the clip that writes `name`, or the bounds of it, where the range implies them."""
+    node = graph.producer.get(name)
+    if node is None or node.op_type not in ("Clip", "Relu") or name in graph.output_names:
+        return
+    if graph.only_consumer(node.input[0]) is None:
+        return
+    low, high = _bounds(graph, node)
+    if low is None:
+        return
+    # One float32 step of slack: a scale is rounded, the bound it came from is not.
+    keeps_low = low <= params.low
+    keeps_high = high >= params.high * (1 - 1e-6)
+    if keeps_low and keeps_high:
+        before = graph.producer.get(node.input[0])
+        if before is None:
+            return
+        graph.nodes.remove(node)
+        before.output[:] = [name if out == node.input[0] else out for out in before.output]
+    elif keeps_high and low == 0.0 and node.op_type == "Clip":
+        place = graph.nodes.index(node)
+        graph.nodes[place] = helper.make_node("Relu", [node.input[0]], [name], name=node.name)
+    graph.reindex()
+
+
+def _bounds(graph: Graph, node: NodeProto) -> tuple[float | None, float]:
+    if node.op_type == "Relu":
+        return 0.0, float("inf")
+    ends = [graph.scalar(item) if item else None for item in (*node.input[1:3], "", "")[:2]]
+    low = ends[0] if ends[0] is not None else float("-inf")
+    return low, ends[1] if ends[1] is not None else float("inf")
+
+
+def _insert_pair(graph: Graph, name: str, params: QuantParams) -> None:
+    scale, zero_point = f"{name}.scale", f"{name}.zero_point"
+    graph.constants[scale] = np.asarray(params.scale, np.float32)
+    graph.constants[zero_point] = np.asarray(params.zero_point, params.dtype)
+    users = list(graph.consumers.get(name, []))
+    quantized, result = f"{name}.quantized", f"{name}.dequantized"
+    graph.nodes += [
+        helper.make_node("QuantizeLinear", [name, scale, zero_point], [quantized]),
+        helper.make_node("DequantizeLinear", [quantized, scale, zero_point], [result]),
+    ]
+    graph.replace_input(name, result, users)
+    if name in graph.output_names:
+        raise ModelError(f"The plan quantizes the graph's output {name!r}; outputs stay float.")

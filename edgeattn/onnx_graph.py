@@ -1,0 +1,230 @@
+"""A thin, indexed view of an ONNX graph for passes that read and rewrite it.
+
+Every pass in `export`, `quant` and `lower` works on this view, so that look-ups of producers,
+consumers, constants and shapes are written once. Models are plain `onnx.ModelProto` at rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
+
+from edgeattn.artifact import IoSpec
+from edgeattn.errors import ModelError
+
+__all__ = ["Graph", "attribute", "tensor_dtype"]
+
+Array = NDArray[Any]
+
+
+def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
+    """Return the value of a node's attribute, or `default`; strings are decoded."""
+    for item in node.attribute:
+        if item.name == name:
+            value = helper.get_attribute_value(item)
+            return value.decode() if isinstance(value, bytes) else value
+    return default
+
+
+def tensor_dtype(element_type: int) -> str:
+    """Return the NumPy name of an ONNX element type."""
+    return str(np.dtype(helper.tensor_dtype_to_np_dtype(element_type)))
+
+
+class Graph:
+    """Nodes, constants and the edges between them, by tensor name.
+
+    Args:
+        model: Read once; call `to_model` for a new model holding the changes.
+    """
+
+    def __init__(self, model: ModelProto) -> None:
+        self._template = model
+        self.nodes: list[NodeProto] = [_copy(node) for node in model.graph.node]
+        self.constants: dict[str, Array] = {
+            item.name: numpy_helper.to_array(item) for item in model.graph.initializer
+        }
+        self.inputs: list[onnx.ValueInfoProto] = [
+            item for item in model.graph.input if item.name not in self.constants
+        ]
+        self.outputs: list[onnx.ValueInfoProto] = list(model.graph.output)
+        self._lift_constants()
+        self.reindex()
+
+    @property
+    def opset(self) -> int:
+        """Version of the default ONNX domain."""
+        for item in self._template.opset_import:
+            if item.domain in ("", "ai.onnx"):
+                return int(item.version)
+        raise ModelError("The model does not import the default ONNX domain; export it again.")
+
+    @property
+    def output_names(self) -> list[str]:
+        """Names of the graph's outputs."""
+        return [item.name for item in self.outputs]
+
+    @property
+    def input_names(self) -> list[str]:
+        """Names of the graph's inputs, constants excluded."""
+        return [item.name for item in self.inputs]
+
+    def reindex(self) -> None:
+        """Rebuild the producer and consumer maps after nodes changed."""
+        self.producer: dict[str, NodeProto] = {}
+        self.consumers: dict[str, list[NodeProto]] = {}
+        for node in self.nodes:
+            for name in node.output:
+                if name:
+                    self.producer[name] = node
+            for name in node.input:
+                if name:
+                    self.consumers.setdefault(name, []).append(node)
+
+    def constant(self, name: str) -> Array | None:
+        """Return a constant's value, or None for an activation."""
+        return self.constants.get(name)
+
+    def scalar(self, name: str) -> float | None:
+        """Return the value of a one-element constant, or None."""
+        value = self.constants.get(name)
+        return float(value.reshape(())) if value is not None and value.size == 1 else None
+
+    def only_consumer(self, name: str) -> NodeProto | None:
+        """Return the single node that reads a tensor, or None if several do or it is an output."""
+        users = self.consumers.get(name, [])
+        return users[0] if len(users) == 1 and name not in self.output_names else None
+
+    def fresh_name(self, stem: str) -> str:
+        """Return a tensor name that starts with `stem` and is not in use."""
+        taken = self.constants.keys() | self.producer.keys() | set(self.input_names)
+        if stem not in taken:
+            return stem
+        number = 1
+        while f"{stem}_{number}" in taken:
+            number += 1
+        return f"{stem}_{number}"
+
+    def replace_input(self, old: str, new: str, nodes: Iterable[NodeProto] | None = None) -> None:
+        """Make consumers of `old` (all, or the given ones) read `new`."""
+        for node in list(self.consumers.get(old, [])) if nodes is None else nodes:
+            for index, name in enumerate(node.input):
+                if name == old:
+                    node.input[index] = new
+        self.reindex()
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Rename tensors throughout; graph inputs and outputs keep their names."""
+        fixed = set(self.input_names) | set(self.output_names)
+        names = {old: new for old, new in names.items() if old not in fixed}
+        for node in self.nodes:
+            for index, name in enumerate(node.input):
+                node.input[index] = names.get(name, name)
+            for index, name in enumerate(node.output):
+                node.output[index] = names.get(name, name)
+        self.constants = {names.get(name, name): value for name, value in self.constants.items()}
+        self.reindex()
+
+    def remove_unused(self) -> None:
+        """Drop nodes whose results nobody reads, and constants that no node reads."""
+        while True:
+            wanted = {name for node in self.nodes for name in node.input} | set(self.output_names)
+            kept = [node for node in self.nodes if any(name in wanted for name in node.output)]
+            if len(kept) == len(self.nodes):
+                break
+            self.nodes = kept
+        self.constants = {name: value for name, value in self.constants.items() if name in wanted}
+        self.reindex()
+
+    def sort(self) -> None:
+        """Put nodes in an order in which every input is computed before it is read."""
+        ready = set(self.constants) | set(self.input_names) | {""}
+        waiting, ordered = list(self.nodes), []
+        while waiting:
+            rest = []
+            for node in waiting:
+                if all(name in ready for name in node.input):
+                    ordered.append(node)
+                    ready.update(node.output)
+                else:
+                    rest.append(node)
+            if len(rest) == len(waiting):
+                raise ModelError(f"The graph has a cycle or a missing tensor near {rest[0].name!r}.")
+            waiting = rest
+        self.nodes = ordered
+        self.reindex()
+
+    def io_specs(self) -> tuple[tuple[IoSpec, ...], tuple[IoSpec, ...]]:
+        """Return the specs of inputs and outputs.
+
+        Raises:
+            ModelError: If a dimension is not a fixed positive number.
+        """
+        return tuple(map(_io_spec, self.inputs)), tuple(map(_io_spec, self.outputs))
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Infer the static shape of every tensor that has one."""
+        model = onnx.shape_inference.infer_shapes(self.to_model(), data_prop=True)
+        found: dict[str, tuple[int, ...]] = {n: tuple(v.shape) for n, v in self.constants.items()}
+        for item in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+            dims = item.type.tensor_type.shape.dim
+            if item.type.tensor_type.HasField("shape") and all(d.HasField("dim_value") for d in dims):
+                found[item.name] = tuple(int(d.dim_value) for d in dims)
+        return found
+
+    def to_model(self, extra_outputs: Iterable[str] = ()) -> ModelProto:
+        """Return a new model with the present nodes and constants.
+
+        Args:
+            extra_outputs: Float tensors to add to the graph's outputs.
+        """
+        outputs = list(self.outputs) + [
+            helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in extra_outputs
+        ]
+        graph = helper.make_graph(
+            self.nodes,
+            self._template.graph.name or "edgeattn",
+            self.inputs,
+            outputs,
+            initializer=[numpy_helper.from_array(np.asarray(v), n) for n, v in self.constants.items()],
+        )
+        model = helper.make_model(
+            graph, opset_imports=list(self._template.opset_import), producer_name="edgeattn"
+        )
+        model.ir_version = min(self._template.ir_version or 8, 10)
+        for item in self._template.metadata_props:
+            model.metadata_props.add(key=item.key, value=item.value)
+        return model
+
+    def _lift_constants(self) -> None:
+        kept = []
+        for node in self.nodes:
+            value = attribute(node, "value") if node.op_type == "Constant" else None
+            if value is None:
+                kept.append(node)
+            else:
+                self.constants[node.output[0]] = numpy_helper.to_array(value)
+        self.nodes = kept
+
+
+def _copy(node: NodeProto) -> NodeProto:
+    clone = NodeProto()
+    clone.CopyFrom(node)
+    return clone
+
+
+def _io_spec(item: onnx.ValueInfoProto) -> IoSpec:
+    tensor = item.type.tensor_type
+    dims = [d.dim_value if d.HasField("dim_value") else 0 for d in tensor.shape.dim]
+    if not dims or any(d <= 0 for d in dims):
+        shown = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
+        raise ModelError(
+            f"Tensor {item.name!r} has the dynamic shape {shown}; engines need fixed sizes. "
+            "Export the model again with fixed sizes and batch 1."
+        )
+    return IoSpec(item.name, tuple(int(d) for d in dims), tensor_dtype(tensor.elem_type))

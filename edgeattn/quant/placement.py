@@ -1,0 +1,202 @@
+"""Where a canonical graph is quantized.
+
+A region is closed: every activation that an INT8 operation reads or writes is quantized, so that no
+runtime is left with a float island between two INT8 kernels. An activation function that a runtime
+computes inside the convolution's kernel (ReLU, clip, h-swish, ...) has no quantization before it.
+Operations that only move or select values keep the range of what they read.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+from onnx import ModelProto, NodeProto
+
+from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.config import GatePolicy
+
+__all__ = ["BOUNDED_OUTPUT", "GateRegion", "Placement", "place_quantizers"]
+
+INT8_OPS = frozenset(
+    "Conv ConvTranspose Gemm MatMul Add Mul AveragePool GlobalAveragePool ReduceMean Concat "
+    "Sigmoid HardSigmoid HardSwish LeakyRelu Tanh Softmax Sub".split()
+)
+SAME_RANGE_OPS = frozenset(
+    "Flatten Reshape Transpose MaxPool GlobalMaxPool ReduceMax Squeeze Unsqueeze Slice Split Expand".split()
+)
+FUSED_ACTIVATIONS = frozenset("Relu Clip".split())
+BOUNDED_OUTPUT: dict[str, tuple[float, float]] = {
+    "Sigmoid": (0.0, 1.0),
+    "HardSigmoid": (0.0, 1.0),
+    "Softmax": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+}
+"""Operations whose result has a known range: its scale needs no calibration."""
+
+
+@dataclasses.dataclass(frozen=True)
+class GateRegion:
+    """The operations of one attention module: all tensors whose name starts with `prefix`."""
+
+    prefix: str
+    policy: GatePolicy
+
+    def holds(self, tensor: str) -> bool:
+        """Return whether the operation that wrote `tensor` belongs to the module."""
+        return tensor.startswith(f"{self.prefix}/")
+
+
+@dataclasses.dataclass(frozen=True)
+class Placement:
+    """Which tensors are quantized, and how their ranges depend on each other.
+
+    Attributes:
+        activations: Tensors with a range of their own.
+        same_range: Tensor -> the tensor whose range it has.
+        fixed: Tensor -> (low, high) known without calibration.
+        addends: Convolutions' branches of residual adds.
+        weights: Constants that become int8, with the axis of their output channels.
+    """
+
+    activations: tuple[str, ...]
+    same_range: dict[str, str]
+    fixed: dict[str, tuple[float, float]]
+    addends: frozenset[str]
+    weights: dict[str, int]
+
+
+def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Placement:
+    """Decide which tensors of a canonical fp32 graph are quantized.
+
+    Args:
+        model: Canonical fp32 ONNX.
+        gates: Attention modules, by the module's path, with the policy for each.
+    """
+    graph = Graph(model)
+    shapes = graph.shapes()
+    floats = _float_nodes(graph, gates, shapes)
+    int8 = [node for node in graph.nodes if node.op_type in INT8_OPS and id(node) not in floats]
+    int8 = [node for node in int8 if _is_float_math(graph, node)]
+    weights: dict[str, int] = {}
+    wanted: dict[str, None] = {}
+    for node in int8:
+        _add_weight(graph, node, weights)
+        for name in (*node.input, *node.output):
+            if name and name not in graph.constants:
+                wanted[name] = None
+    same_range: dict[str, str] = {}
+    for node in graph.nodes:
+        _spread_same_range(graph, node, wanted, same_range)
+    chosen = [name for name in wanted if not _is_fused_away(graph, name) and name not in graph.output_names]
+    chosen = _after_activation(graph, chosen, same_range)
+    order = {name: i for i, name in enumerate((*graph.input_names, *(o for n in graph.nodes for o in n.output)))}
+    chosen.sort(key=lambda name: order[name])
+    fixed = {
+        name: BOUNDED_OUTPUT[graph.producer[name].op_type]
+        for name in chosen
+        if name in graph.producer
+        and graph.producer[name].op_type in BOUNDED_OUTPUT
+        and _policy_of(name, gates) in ("fixed", "float")
+    }
+    own = tuple(name for name in chosen if name not in same_range)
+    return Placement(
+        own,
+        {name: _root(name, same_range) for name in chosen if name in same_range},
+        fixed,
+        frozenset(name for name in own if _is_addend(graph, name)),
+        weights,
+    )
+
+
+def _policy_of(name: str, gates: Iterable[GateRegion]) -> GatePolicy | None:
+    return next((gate.policy for gate in gates if gate.holds(name)), None)
+
+
+def _float_nodes(
+    graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tuple[int, ...]]
+) -> set[int]:
+    """Return the nodes that a float gate keeps in float.
+
+    Only what works on pooled maps stays float: the product with the full map is INT8 under every
+    policy, because a float product would cost more than the whole gate.
+    """
+    result: set[int] = set()
+    for gate in gates:
+        if gate.policy != "float":
+            continue
+        nodes = [node for node in graph.nodes if gate.holds(node.output[0])]
+        largest = max((_area(shapes.get(node.output[0], ())) for node in nodes), default=0)
+        for node in nodes:
+            if _area(shapes.get(node.output[0], ())) < largest:
+                result.add(id(node))
+    return result
+
+
+def _area(shape: tuple[int, ...]) -> int:
+    return shape[2] * shape[3] if len(shape) == 4 else 1
+
+
+def _is_float_math(graph: Graph, node: NodeProto) -> bool:
+    """Exclude products and sums with a scalar constant: a quantized scalar fails in TensorRT."""
+    if node.op_type in ("Add", "Mul", "Sub", "Div"):
+        return all(graph.scalar(name) is None for name in node.input)
+    if node.op_type in ("Conv", "Gemm", "MatMul"):
+        return True
+    return bool(node.output)
+
+
+def _add_weight(graph: Graph, node: NodeProto, weights: dict[str, int]) -> None:
+    if node.op_type in ("Conv", "Gemm", "MatMul") and len(node.input) > 1:
+        name = node.input[1]
+        if name in graph.constants and graph.constants[name].ndim >= 2:
+            transposed = node.op_type == "Gemm" and attribute(node, "transB", 0)
+            weights[name] = 0 if node.op_type == "Conv" or transposed else 1
+
+
+def _spread_same_range(
+    graph: Graph, node: NodeProto, wanted: dict[str, None], same_range: dict[str, str]
+) -> None:
+    """Give a value-moving operation behind a quantized tensor that tensor's range."""
+    if node.op_type not in SAME_RANGE_OPS or node.input[0] in graph.constants:
+        return
+    if node.input[0] in wanted or any(name in wanted for name in node.output):
+        wanted[node.input[0]] = None
+        for name in node.output:
+            wanted[name] = None
+            same_range[name] = node.input[0]
+
+
+def _is_fused_away(graph: Graph, name: str) -> bool:
+    """A tensor that only a fused activation reads is never stored by an INT8 kernel."""
+    user = graph.only_consumer(name)
+    return user is not None and user.op_type in FUSED_ACTIVATIONS and name in graph.producer
+
+
+def _after_activation(graph: Graph, chosen: list[str], same_range: dict[str, str]) -> list[str]:
+    """Add the results of fused activations behind INT8 operations."""
+    result = dict.fromkeys(chosen)
+    for node in graph.nodes:
+        if node.op_type in FUSED_ACTIVATIONS and node.output[0] not in graph.output_names:
+            source = graph.producer.get(node.input[0])
+            if source is not None and (node.input[0] in result or source.op_type in ("Conv", "Gemm", "Add")):
+                result[node.output[0]] = None
+    return list(result)
+
+
+def _root(name: str, same_range: dict[str, str]) -> str:
+    while name in same_range:
+        name = same_range[name]
+    return name
+
+
+def _is_addend(graph: Graph, name: str) -> bool:
+    producer, user = graph.producer.get(name), graph.only_consumer(name)
+    if producer is None or producer.op_type != "Conv" or user is None or user.op_type != "Add":
+        return False
+    if name in user.input and any(other in graph.constants for other in user.input):
+        return False
+    # Of two convolutions added together only the first keeps its result unquantized.
+    others = [graph.producer.get(other) for other in user.input if other != name]
+    both = [other for other in others if other is not None and other.op_type == "Conv"]
+    return not both or user.input[0] == name

@@ -1,0 +1,153 @@
+"""What quantization decides: a range for every quantized tensor, scales for every weight.
+
+A `QuantPlan` is made once, by PTQ or QAT, and is independent of any runtime. A profile spells it:
+
+* ``u8``: non-negative tensors unsigned with zero point 0, others unsigned affine. For x86, ARM and
+  WebAssembly kernels.
+* ``s8``: signed, symmetric, zero point 0. For TensorRT.
+
+Weights are int8, symmetric, per output channel, in [-127, 127], in both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from edgeattn.artifact import read_json, write_json
+from edgeattn.errors import ArtifactError
+
+__all__ = ["PROFILES", "ActivationRange", "Profile", "QuantParams", "QuantPlan", "quantize_weight"]
+
+Profile = Literal["s8", "u8"]
+PROFILES: tuple[Profile, ...] = ("s8", "u8")
+WEIGHT_LIMIT = 127
+_SMALLEST_SCALE = 1e-12
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantParams:
+    """Scale and zero point of a per-tensor 8-bit quantization.
+
+    Attributes:
+        scale: Real value of one step.
+        zero_point: Integer that stands for 0.0.
+        quant_min: Smallest integer.
+        quant_max: Largest integer.
+    """
+
+    scale: float
+    zero_point: int
+    quant_min: int
+    quant_max: int
+
+    @property
+    def dtype(self) -> type[np.generic]:
+        """NumPy type of the integers."""
+        return np.uint8 if self.quant_min == 0 else np.int8
+
+    @property
+    def low(self) -> float:
+        """Smallest real value that can be represented."""
+        return (self.quant_min - self.zero_point) * self.scale
+
+    @property
+    def high(self) -> float:
+        """Largest real value that can be represented."""
+        return (self.quant_max - self.zero_point) * self.scale
+
+
+class ActivationRange(BaseModel):
+    """The range of one activation tensor.
+
+    `low` and `high` bound the values in profile ``u8``; `limit` is the symmetric bound in profile
+    ``s8``. They differ because the best clipping point depends on the number of levels left.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    low: float
+    high: float
+    limit: Annotated[float, Field(gt=0)]
+    addend: bool = False
+    """The convolution's branch of a residual add: profile s8 leaves it unquantized, because TensorRT
+    fuses the add into that convolution."""
+
+    @model_validator(mode="after")
+    def _holds_zero(self) -> ActivationRange:
+        if not (self.low <= 0.0 <= self.high and self.low < self.high):
+            raise ValueError(f"a range must hold zero and not be empty, got [{self.low}, {self.high}]")
+        return self
+
+    def params(self, profile: Profile) -> QuantParams:
+        """Return scale and zero point as `profile` spells them, the scale rounded to float32."""
+        if profile == "s8":
+            return QuantParams(_scale(self.limit / 127), 0, -128, 127)
+        if self.low == 0.0:
+            return QuantParams(_scale(self.high / 255), 0, 0, 255)
+        scale = _scale((self.high - self.low) / 255)
+        return QuantParams(scale, int(np.clip(round(-self.low / scale), 0, 255)), 0, 255)
+
+    def is_quantized(self, profile: Profile) -> bool:
+        """Return whether `profile` puts Q/DQ on this tensor."""
+        return not (self.addend and profile == "s8")
+
+
+def _scale(value: float) -> float:
+    return float(np.float32(max(value, _SMALLEST_SCALE)))
+
+
+class QuantPlan(BaseModel):
+    """Ranges and scales by tensor name of one canonical fp32 ONNX graph.
+
+    Attributes:
+        method: ``"ptq"`` or ``"qat"``.
+        activations: Range of every quantized activation.
+        weights: Scale of every output channel, of every quantized weight.
+        bias_shift: By profile and bias tensor, what is added to the float bias to cancel the mean
+            error that quantization causes.
+        float_regions: Name prefixes of module paths whose operations stay float.
+        provenance: Free-form strings: calibration fingerprint, estimator, tool versions.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: Literal[1] = 1
+    method: Literal["ptq", "qat"]
+    activations: dict[str, ActivationRange]
+    weights: dict[str, list[float]]
+    bias_shift: dict[Profile, dict[str, list[float]]] = {}
+    float_regions: list[str] = []
+    provenance: dict[str, str] = {}
+
+    def save(self, path: Path) -> Path:
+        """Write the plan as JSON."""
+        return write_json(path, self.model_dump(mode="json"))
+
+    @classmethod
+    def load(cls, path: Path) -> QuantPlan:
+        """Read a plan.
+
+        Raises:
+            ArtifactError: If the file is not a valid plan.
+        """
+        try:
+            return cls.model_validate(read_json(path))
+        except ValidationError as exc:
+            first = exc.errors()[0]
+            where = ".".join(map(str, first["loc"]))
+            raise ArtifactError(
+                f"{path} is not a valid plan: {where}: {first['msg']}. Run again to make it anew."
+            ) from exc
+
+
+def quantize_weight(weight: NDArray[Any], scales: NDArray[Any], axis: int = 0) -> NDArray[np.int8]:
+    """Return int8 weights in [-127, 127], rounded half to even, one scale per slice of `axis`."""
+    shape = [-1 if dim == axis else 1 for dim in range(weight.ndim)]
+    steps = weight.astype(np.float64) / np.asarray(scales, np.float64).reshape(shape)
+    return np.clip(np.rint(steps), -WEIGHT_LIMIT, WEIGHT_LIMIT).astype(np.int8)
