@@ -1,0 +1,27 @@
+"""Which passes each target gets, in order."""
+
+from __future__ import annotations
+
+from edgeattn.lower.base import LoweringPass
+
+__all__ = ["PASSES", "passes_for"]
+
+_ONNX_RUNTIME: tuple[LoweringPass, ...] = ()
+_OPENVINO: tuple[LoweringPass, ...] = ()
+_TENSORRT: tuple[LoweringPass, ...] = ()
+
+PASSES: dict[str, tuple[LoweringPass, ...]] = {
+    "reference": (),
+    "ort-cpu": _ONNX_RUNTIME,
+    "ort-web": _ONNX_RUNTIME,
+    "openvino-cpu": _OPENVINO,
+    "tensorrt": _TENSORRT,
+    "tensorrt-rtx": _TENSORRT,
+    "jetson-ssh": _TENSORRT,
+}
+"""Target -> passes. A target that is not listed gets the graph as it was exported."""
+
+
+def passes_for(target: str) -> tuple[LoweringPass, ...]:
+    """Return a target's passes; none for targets from outside this package."""
+    return PASSES.get(target, ())
