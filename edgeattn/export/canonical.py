@@ -6,6 +6,8 @@ are written with constant bounds. The function computed stays the same up to flo
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
@@ -13,23 +15,40 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeattn.onnx_graph import Graph, attribute
 
-__all__ = ["canonicalize", "fold_batch_norms", "fold_constants", "remove_identities"]
+__all__ = ["WeightOrigin", "canonicalize", "fold_batch_norms", "fold_constants", "remove_identities"]
 
 Float64 = NDArray[np.float64]
 
 
-def canonicalize(graph: Graph) -> dict[str, Float64]:
+@dataclasses.dataclass(frozen=True)
+class WeightOrigin:
+    """Where a weight of the canonical graph comes from.
+
+    Attributes:
+        operation: Output of the convolution or Gemm before folding: the module's operation.
+        norm: Output of the batch norm that was folded into it, or an empty string.
+        bias: The bias constant beside it in the canonical graph, or an empty string.
+        ratio: What folding multiplied each output channel of the module's weight with.
+    """
+
+    operation: str
+    norm: str
+    bias: str
+    ratio: Float64
+
+
+def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
     """Fold what can be folded, in place.
 
     Returns:
-        For each weight that absorbed a batch norm, the factor of every output channel.
+        The origin of every convolution's and Gemm's weight, by its name in the canonical graph.
     """
     remove_identities(graph)
     fold_constants(graph)
-    ratio = fold_batch_norms(graph)
+    origins = fold_batch_norms(graph)
     graph.remove_unused()
     name_nodes(graph)
-    return ratio
+    return origins
 
 
 def remove_identities(graph: Graph) -> None:
@@ -63,12 +82,17 @@ def fold_constants(graph: Graph) -> None:
     graph.reindex()
 
 
-def fold_batch_norms(graph: Graph) -> dict[str, Float64]:
+def fold_batch_norms(graph: Graph) -> dict[str, WeightOrigin]:
     """Multiply batch norms into the weights before them; others become Mul and Add.
 
     Computed in float64: weight and bias are rounded to float32 once.
     """
-    ratios: dict[str, Float64] = {}
+    operations = {
+        id(node): node.output[0]
+        for node in graph.nodes
+        if node.op_type in ("Conv", "Gemm") and node.input[1] in graph.constants
+    }
+    folded: dict[int, tuple[str, Float64]] = {}
     for node in list(graph.nodes):
         if node.op_type != "BatchNormalization":
             continue
@@ -76,7 +100,7 @@ def fold_batch_norms(graph: Graph) -> dict[str, Float64]:
         factor = gamma / np.sqrt(variance + float(attribute(node, "epsilon", 1e-5)))
         shift = beta - mean * factor
         before = graph.producer.get(node.input[0])
-        if before is None or not _absorbs(graph, before):
+        if before is None or id(before) in folded or not _absorbs(graph, before):
             _as_multiply_add(graph, node, factor, shift)
             continue
         weight_name = _own_copy(graph, before, 1)
@@ -89,12 +113,26 @@ def fold_batch_norms(graph: Graph) -> dict[str, Float64]:
         graph.constants[bias_name] = np.asarray(bias * factor + shift, np.float32).reshape(-1)
         del before.input[2:]
         before.input.append(bias_name)
-        ratios[weight_name] = ratios.get(weight_name, np.ones_like(factor)) * factor
         # The result keeps the batch norm's name: that is the operation a hook can reach.
+        folded[id(before)] = (node.output[0], factor)
         before.output[0] = node.output[0]
         graph.nodes.remove(node)
         graph.reindex()
-    return ratios
+    origins: dict[str, WeightOrigin] = {}
+    for node in graph.nodes:
+        if id(node) not in operations:
+            continue
+        weight_name = _own_copy(graph, node, 1)
+        channels = graph.constants[weight_name].shape[_output_axis(node)]
+        norm, factor = folded.get(id(node), ("", np.ones(channels)))
+        # Equal constants are exported once; a correction of one layer must not reach another.
+        bias_name = _own_copy(graph, node, 2) if len(node.input) > 2 else ""
+        origins[weight_name] = WeightOrigin(operations[id(node)], norm, bias_name, factor)
+    return origins
+
+
+def _output_axis(node: NodeProto) -> int:
+    return 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
 
 
 def name_nodes(graph: Graph) -> None:
@@ -114,7 +152,7 @@ def _absorbs(graph: Graph, node: NodeProto) -> bool:
 def _own_copy(graph: Graph, node: NodeProto, index: int) -> str:
     """Give the node a constant of its own where others read the same one."""
     name = node.input[index]
-    if len(graph.consumers[name]) > 1:
+    if name in graph.constants and len(graph.consumers[name]) > 1:
         copy = graph.fresh_name(f"{name}.copy")
         graph.constants[copy] = graph.constants[name]
         node.input[index] = copy

@@ -9,6 +9,7 @@ onto the very same operation of the torch module, for quantization-aware trainin
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import logging
@@ -16,18 +17,16 @@ import warnings
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import numpy as np
 import onnx
 import torch
-from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
 from edgeattn.errors import ModelError
-from edgeattn.export.canonical import canonicalize
+from edgeattn.export.canonical import WeightOrigin, canonicalize
 from edgeattn.onnx_graph import Graph, attribute
 
-__all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "FloatExport", "export_float", "quiet_nncf"]
+__all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "FloatExport", "export_float", "quiet_nncf", "shadow"]
 
 OPSET = 17
 INPUT_NAME = "input"
@@ -41,12 +40,14 @@ class FloatExport:
 
     Attributes:
         model: Canonical fp32 ONNX: batch norms folded, constants folded, no identities.
-        weight_ratio: For each folded weight, by its name in the graph, what every output channel of
-            the module's weight was multiplied with, shape (out_channels,).
+        weights: For each weight of a convolution or Gemm, by its name in the graph, the module's
+            operation that it belongs to.
+        input_operation: Name under which hooks reach the module's input.
     """
 
     model: ModelProto
-    weight_ratio: dict[str, NDArray[np.float64]]
+    weights: dict[str, WeightOrigin]
+    input_operation: str
 
 
 class _MarkFunction(torch.autograd.Function):
@@ -97,7 +98,7 @@ def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
     training = module.training
     module.eval()
     try:
-        marked, names = _with_markers(module, input_shape)
+        marked, input_name = _with_markers(module, input_shape)
         buffer = io.BytesIO()
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -119,17 +120,17 @@ def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
         module.train(training)
     model = onnx.load_model_from_string(buffer.getvalue())
     graph = Graph(model)
-    _remove_markers(graph, names)
-    ratio = canonicalize(graph)
+    _remove_markers(graph)
+    origins = canonicalize(graph)
     result = graph.to_model()
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     onnx.checker.check_model(result, full_check=True)
-    return FloatExport(result, ratio)
+    return FloatExport(result, origins, input_name)
 
 
-def operation_names(module: nn.Module, input_shape: Sequence[int]) -> list[str]:
-    """Return the name of every operation that `module` runs, in order."""
+def operation_names(module: nn.Module, input_shape: Sequence[int]) -> tuple[str, list[str]]:
+    """Return the name of the module's input and of every operation that it runs, in order."""
     from nncf.torch.function_hook import wrap_model
     from nncf.torch.function_hook.nncf_graph.nncf_graph_builder import build_nncf_graph
 
@@ -137,31 +138,33 @@ def operation_names(module: nn.Module, input_shape: Sequence[int]) -> list[str]:
         graph = build_nncf_graph(
             wrap_model(shadow(module)), torch.zeros(*input_shape, device=_device(module))
         )
+    nodes = graph.get_all_nodes()
+    inputs = [node.node_name for node in nodes if node.node_type == "nncf_model_input"]
+    if len(inputs) != 1:
+        raise ModelError(f"The network takes {len(inputs)} tensors; expected one image batch.")
     skipped = {"nncf_model_input", "nncf_model_output", "nncf_model_const"}
-    return [node.node_name for node in graph.get_all_nodes() if node.node_type not in skipped]
+    return inputs[0], [node.node_name for node in nodes if node.node_type not in skipped]
 
 
 def shadow(module: nn.Module) -> nn.Module:
     """Return a structural copy that shares every Parameter and buffer, to hang hooks on."""
     memo: dict[int, Any] = {id(item): item for item in (*module.parameters(), *module.buffers())}
-    import copy
-
     return copy.deepcopy(module, memo)
 
 
-def _with_markers(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, list[str]]:
+def _with_markers(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, str]:
     from nncf.torch.function_hook import register_post_function_hook, wrap_model
 
-    names = operation_names(module, input_shape)
+    input_name, names = operation_names(module, input_shape)
     with quiet_nncf():
         marked: nn.Module = wrap_model(shadow(module))
         for name in names:
             register_post_function_hook(marked, name, 0, _Mark(name))
     marked.eval()
-    return marked, names
+    return marked, input_name
 
 
-def _remove_markers(graph: Graph, names: Sequence[str]) -> None:
+def _remove_markers(graph: Graph) -> None:
     renamed: dict[str, str] = {}
     alias: dict[str, str] = {}
     kept = []

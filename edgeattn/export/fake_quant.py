@@ -1,0 +1,284 @@
+"""Put a plan onto a torch module: fake quantization behind each planned operation.
+
+NNCF's function hooks reach an operation by the same name that the exported tensor has, so module and
+graph are quantized at the same places by construction. Two kinds of quantizers are hooked in:
+
+* torch's own fake quantization with a profile's exact scales, to check an export against,
+* NNCF's trainable quantizers, for quantization-aware training.
+"""
+
+from __future__ import annotations
+
+import copy as copying
+import dataclasses
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+from edgeattn.errors import ModelError
+from edgeattn.export.canonical import WeightOrigin
+from edgeattn.export.float_onnx import INPUT_NAME, FloatExport, quiet_nncf, shadow
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.placement import Placement
+from edgeattn.quant.plan import WEIGHT_LIMIT, ActivationRange, Profile, QuantParams, QuantPlan
+
+__all__ = [
+    "FakeQuantized",
+    "ObservedQuantizer",
+    "attach_fake_quant",
+    "attach_trainable",
+    "read_back",
+    "write_constants",
+]
+
+_WEIGHT_PORT = 1
+_LEAST_LIMIT = 1e-9
+
+
+@dataclasses.dataclass(frozen=True)
+class FakeQuantized:
+    """A module with quantizers hooked into it.
+
+    Attributes:
+        module: Computes with fake quantization; shares the Parameters of the module it was made from.
+        activations: Quantizer of each planned tensor that has one of its own.
+        weights: Quantizer of each planned weight.
+    """
+
+    module: nn.Module
+    activations: dict[str, nn.Module]
+    weights: dict[str, nn.Module]
+
+
+class ObservedQuantizer(nn.Module):
+    """Fake quantization with fixed parameters that keeps the integers of its last call.
+
+    Attributes:
+        params: Scale and zero point.
+        integers: What the last call rounded to, as the integers of an engine; None before it.
+    """
+
+    def __init__(self, params: QuantParams) -> None:
+        super().__init__()
+        self.params = params
+        self.integers: NDArray[np.generic] | None = None
+
+    def forward(self, value: torch.Tensor) -> torch.Tensor:
+        """Quantize and dequantize `value`, any shape."""
+        p = self.params
+        result = torch.fake_quantize_per_tensor_affine(
+            value, p.scale, p.zero_point, p.quant_min, p.quant_max
+        )
+        integers = torch.round(result / p.scale) + p.zero_point
+        self.integers = integers.detach().cpu().numpy().astype(p.dtype)
+        return result
+
+
+class _ChannelWeights(nn.Module):
+    def __init__(self, scales: NDArray[np.float64]) -> None:
+        super().__init__()
+        self.register_buffer("scales", torch.from_numpy(scales.astype(np.float32)), persistent=False)
+        self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int32), persistent=False)
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return torch.fake_quantize_per_channel_affine(
+            weight,
+            self.scales,
+            self.zeros,
+            0,
+            -WEIGHT_LIMIT,
+            WEIGHT_LIMIT,
+        )
+
+
+def attach_fake_quant(
+    module: nn.Module, export: FloatExport, plan: QuantPlan, profile: Profile
+) -> FakeQuantized:
+    """Return a copy of `module` in evaluation mode that computes with a profile's exact scales.
+
+    The module must compute the graph that the plan is applied to: see `write_constants`.
+    """
+    activations: dict[str, nn.Module] = {
+        name: ObservedQuantizer(wanted.params(profile))
+        for name, wanted in plan.activations.items()
+        if wanted.is_quantized(profile)
+    }
+    weights: dict[str, nn.Module] = {
+        name: _ChannelWeights(_raw_scales(plan.weights[name], origin))
+        for name, origin in export.weights.items()
+        if name in plan.weights
+    }
+    result = _hooked(module, export, activations, weights)
+    result.module.eval()
+    return result
+
+
+def attach_trainable(
+    module: nn.Module, export: FloatExport, plan: QuantPlan, placement: Placement
+) -> FakeQuantized:
+    """Return a copy of `module`, sharing its Parameters, with NNCF's trainable quantizers.
+
+    Activations train in the stricter profile, signed and symmetric, so that the result serves both.
+    Every bound is learned but those that `placement` fixes.
+    """
+    activations: dict[str, nn.Module] = {}
+    for name, wanted in plan.activations.items():
+        if name not in placement.same_range:
+            limit = np.asarray([wanted.limit])
+            activations[name] = _trainable(limit, (1,), is_weight=False)
+            if name in placement.fixed:
+                activations[name].disable_gradients()  # type: ignore[operator]
+    weights: dict[str, nn.Module] = {}
+    shapes = {item.name: tuple(item.dims) for item in export.model.graph.initializer}
+    for name, origin in export.weights.items():
+        if name in plan.weights:
+            limit = _raw_scales(plan.weights[name], origin) * WEIGHT_LIMIT
+            shape = (len(limit),) + (1,) * (len(shapes[name]) - 1)
+            weights[name] = _trainable(limit, shape, is_weight=True)
+    return _hooked(module, export, activations, weights)
+
+
+def read_back(
+    trained: FakeQuantized, export: FloatExport, plan: QuantPlan, placement: Placement
+) -> QuantPlan:
+    """Return the plan that a trained copy stands for.
+
+    Args:
+        trained: What `attach_trainable` returned, after training.
+        export: A fresh export of the float module with the trained Parameters.
+        plan: The plan that training began with.
+        placement: Where that plan quantizes.
+    """
+    activations: dict[str, ActivationRange] = {}
+    for name, before in plan.activations.items():
+        quantizer = trained.activations[placement.same_range.get(name, name)]
+        limit = max(float(_limits(quantizer)[0]), _LEAST_LIMIT)
+        # The same grid in both profiles: 128 added to values and zero point changes nothing.
+        low = 0.0 if before.low == 0.0 else -limit * 128 / 127
+        activations[name] = ActivationRange(low=low, high=limit, limit=limit, addend=before.addend)
+    weights = {
+        name: np.maximum(
+            _limits(trained.weights[name]) / WEIGHT_LIMIT * np.abs(origin.ratio), _LEAST_LIMIT
+        ).tolist()
+        for name, origin in export.weights.items()
+        if name in plan.weights
+    }
+    return QuantPlan(
+        method="qat",
+        activations=activations,
+        weights=weights,
+        float_regions=plan.float_regions,
+        provenance=plan.provenance,
+    )
+
+
+def write_constants(module: nn.Module, export: FloatExport, adjusted: Graph) -> nn.Module:
+    """Return a copy of `module` that computes `adjusted`, a graph with other weights and biases.
+
+    Args:
+        module: The module that `export` came from.
+        export: Canonical graph and origins.
+        adjusted: The same graph after equalization or bias correction.
+
+    Raises:
+        ModelError: If a constant changed that is not a plain parameter of the module.
+    """
+    result = copying.deepcopy(module)
+    original = Graph(export.model)
+    for name, origin in export.weights.items():
+        changed = not np.array_equal(original.constants[name], adjusted.constants[name])
+        shifted = bool(origin.bias) and not np.array_equal(
+            original.constants[origin.bias], adjusted.constants[origin.bias]
+        )
+        if not changed and not shifted:
+            continue
+        layer = result.get_submodule(_module_path(origin.operation))
+        norm = result.get_submodule(_module_path(origin.norm)) if origin.norm else None
+        if not isinstance(getattr(layer, "weight", None), nn.Parameter):
+            raise ModelError(f"The weight of {origin.operation} is computed; it cannot be adjusted.")
+        with torch.no_grad():
+            if changed:
+                _write_weight(layer, adjusted.constants[name], origin.ratio)
+            if origin.bias:
+                _write_bias(layer, norm, adjusted.constants[origin.bias], origin.ratio)
+    return result
+
+
+def _write_weight(layer: nn.Module, weight: NDArray[np.float32], ratio: NDArray[np.float64]) -> None:
+    usable = np.where(ratio == 0, 1.0, ratio).reshape((-1,) + (1,) * (weight.ndim - 1))
+    parameter = layer.weight
+    value = torch.from_numpy((weight / usable).astype(np.float32))
+    keep = torch.from_numpy(ratio == 0).reshape((-1,) + (1,) * (weight.ndim - 1))
+    parameter.copy_(torch.where(keep, parameter, value))  # type: ignore[operator, arg-type]
+
+
+def _write_bias(
+    layer: nn.Module, norm: nn.Module | None, bias: NDArray[np.float32], ratio: NDArray[np.float64]
+) -> None:
+    own = layer.bias.detach().double().numpy() if layer.bias is not None else 0.0  # type: ignore[operator, union-attr]
+    if norm is None:
+        layer.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator, union-attr]
+        return
+    mean = norm.running_mean.double().numpy()  # type: ignore[operator, union-attr]
+    norm.bias.copy_(torch.from_numpy((bias - (own - mean) * ratio).astype(np.float32)))  # type: ignore[operator, union-attr]
+
+
+def _hooked(
+    module: nn.Module,
+    export: FloatExport,
+    activations: Mapping[str, nn.Module],
+    weights: Mapping[str, nn.Module],
+) -> FakeQuantized:
+    from nncf.torch.function_hook import (
+        register_post_function_hook,
+        register_pre_function_hook,
+        wrap_model,
+    )
+
+    with quiet_nncf():
+        copy = wrap_model(shadow(module))
+        for name, quantizer in weights.items():
+            register_pre_function_hook(copy, export.weights[name].operation, _WEIGHT_PORT, quantizer)
+        for name, quantizer in activations.items():
+            operation = export.input_operation if name == INPUT_NAME else name
+            register_post_function_hook(copy, operation, 0, quantizer)
+    return FakeQuantized(copy, dict(activations), dict(weights))
+
+
+def _trainable(limit: NDArray[np.float64], shape: tuple[int, ...], *, is_weight: bool) -> nn.Module:
+    from nncf.common.quantization.structs import QuantizationScheme
+    from nncf.torch.quantization.layers import PTQuantizerSpec, SymmetricQuantizer
+
+    quantizer: nn.Module = SymmetricQuantizer(
+        PTQuantizerSpec(
+            num_bits=8,
+            mode=QuantizationScheme.SYMMETRIC,
+            signedness_to_force=True,
+            narrow_range=is_weight,
+            half_range=False,
+            scale_shape=shape,
+            logarithm_scale=False,
+        )
+    )
+    with torch.no_grad():
+        quantizer.scale.copy_(torch.from_numpy(limit.astype(np.float32)).reshape(shape))  # type: ignore[operator, union-attr]
+    return quantizer
+
+
+def _limits(quantizer: nn.Module) -> NDArray[np.float64]:
+    value: NDArray[np.float64] = quantizer.scale.detach().abs().cpu().double().reshape(-1).numpy()  # type: ignore[operator, union-attr]
+    return value
+
+
+def _raw_scales(scales: Sequence[float], origin: WeightOrigin) -> NDArray[np.float64]:
+    """Scales of the module's weight, before the batch norm multiplied it."""
+    ratio = np.where(origin.ratio == 0, 1.0, np.abs(origin.ratio))
+    result: NDArray[np.float64] = np.asarray(scales, np.float64) / ratio
+    return result
+
+
+def _module_path(operation: str) -> str:
+    return ".".join(operation.split("/")[:-2])

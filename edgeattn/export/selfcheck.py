@@ -1,0 +1,98 @@
+"""The exporter's check of itself: torch's fake quantization against the QDQ graph, integer by integer.
+
+Both are quantized at the same tensors. The graph runs from one quantized tensor to the next, each time
+from the integers that torch had, so that a difference is found where it arises and does not hide behind
+what came before it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from edgeattn.errors import ParityError
+from edgeattn.export.fake_quant import FakeQuantized, ObservedQuantizer
+from edgeattn.quant.segments import SegmentRunner
+
+__all__ = ["CHECK_IMAGES", "SelfCheck", "check_export"]
+
+CHECK_IMAGES = 32
+"""Inputs that an export is checked with."""
+
+
+@dataclasses.dataclass(frozen=True)
+class SelfCheck:
+    """How torch and the graph compare.
+
+    Attributes:
+        tensors: Quantized tensors compared.
+        images: Inputs compared.
+        largest_lsb: Largest difference of integers.
+        share_different: Share of integers that differ at all.
+    """
+
+    tensors: int
+    images: int
+    largest_lsb: int
+    share_different: float
+
+
+def check_export(
+    quantized: FakeQuantized,
+    model: ModelProto,
+    images: Sequence[NDArray[np.float32]],
+    progress: Callable[[int, int], None] | None = None,
+) -> SelfCheck:
+    """Compare a fake-quantized module with the QDQ graph emitted from it.
+
+    Args:
+        quantized: From `attach_fake_quant`.
+        model: The QDQ graph of the same plan and profile.
+        images: Inputs (1, C, H, W).
+        progress: Called with (done, total) tensors.
+
+    Raises:
+        ParityError: If any integer differs by more than 1; the message names the tensor.
+    """
+    runner = SegmentRunner(model, images)
+    expected = _torch_integers(quantized, images)
+    ends = [f"{name}.quantized" for name in quantized.activations]
+    largest, different, total = 0, 0, 0
+    for done, end in enumerate(runner.segments(ends), start=1):
+        name = end.removesuffix(".quantized")
+        for values, wanted in zip(runner.values, expected, strict=True):
+            gap = np.abs(values[end].astype(np.int32) - wanted[name].astype(np.int32))
+            if gap.max() > 1:
+                raise ParityError(
+                    f"Export check: at {name!r} the QDQ graph and torch's fake quantization differ by "
+                    f"{int(gap.max())} steps (at most 1 is rounding), in {np.mean(gap > 1):.2%} of the values. "
+                    "The export is not used. This is a defect of the exporter for this network; please report it."
+                )
+            largest = max(largest, int(gap.max()))
+            different += int(np.count_nonzero(gap))
+            total += gap.size
+            values[end] = wanted[name]
+        if progress:
+            progress(done, len(ends))
+    return SelfCheck(len(ends), len(images), largest, different / max(total, 1))
+
+
+def _torch_integers(
+    quantized: FakeQuantized, images: Sequence[NDArray[np.float32]]
+) -> list[dict[str, NDArray[np.generic]]]:
+    result = []
+    for image in images:
+        with torch.no_grad():
+            quantized.module(torch.from_numpy(image))
+        found: dict[str, NDArray[np.generic]] = {}
+        for name, quantizer in quantized.activations.items():
+            if not isinstance(quantizer, ObservedQuantizer) or quantizer.integers is None:
+                raise ParityError(f"Export check: nothing was quantized at {name!r}; the hook was not reached.")
+            found[name] = quantizer.integers
+        result.append(found)
+    return result
