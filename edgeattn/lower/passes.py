@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from edgeattn.lower.base import LoweringPass
+from edgeattn.lower.integer_bias import IntegerBias
+from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 
 __all__ = ["PASSES", "passes_for"]
 
-_ONNX_RUNTIME: tuple[LoweringPass, ...] = ()
+_ONNX_RUNTIME: tuple[LoweringPass, ...] = (IntegerBias(), PoolToDepthwise())
 _OPENVINO: tuple[LoweringPass, ...] = ()
 _TENSORRT: tuple[LoweringPass, ...] = ()
 

@@ -1,0 +1,69 @@
+"""Look-ups that several passes share: what lies behind a DequantizeLinear or a QuantizeLinear."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from edgeattn.onnx_graph import Graph
+
+__all__ = ["QuantizedConstant", "dequantize_of", "dequantized_constant", "quantize_behind", "same_parameters"]
+
+
+@dataclasses.dataclass(frozen=True)
+class QuantizedConstant:
+    """An integer constant and what its DequantizeLinear multiplies it with.
+
+    Attributes:
+        integers: The stored values.
+        scale: One value, or one for each slice.
+        zero_point: Same shape as `scale`.
+        node: The DequantizeLinear.
+    """
+
+    integers: NDArray[Any]
+    scale: NDArray[np.float32]
+    zero_point: NDArray[Any]
+    node: NodeProto
+
+
+def dequantize_of(graph: Graph, name: str) -> NodeProto | None:
+    """Return the DequantizeLinear that writes a tensor."""
+    node = graph.producer.get(name)
+    return node if node is not None and node.op_type == "DequantizeLinear" else None
+
+
+def dequantized_constant(graph: Graph, name: str) -> QuantizedConstant | None:
+    """Return the constant that a DequantizeLinear turns into the tensor `name`."""
+    node = dequantize_of(graph, name)
+    if node is None:
+        return None
+    integers, scale = graph.constant(node.input[0]), graph.constant(node.input[1])
+    if integers is None or scale is None:
+        return None
+    zero_point = (
+        graph.constant(node.input[2]) if len(node.input) > 2 else np.zeros(scale.shape, integers.dtype)
+    )
+    return None if zero_point is None else QuantizedConstant(integers, scale, zero_point, node)
+
+
+def quantize_behind(graph: Graph, name: str) -> NodeProto | None:
+    """Return the QuantizeLinear that alone reads a tensor."""
+    user = graph.only_consumer(name)
+    return user if user is not None and user.op_type == "QuantizeLinear" else None
+
+
+def same_parameters(graph: Graph, one: NodeProto, other: NodeProto) -> bool:
+    """Return whether two Q/DQ nodes have the same constant scale and zero point."""
+    for index in (1, 2):
+        left, right = (
+            graph.constant(node.input[index]) if len(node.input) > index else np.zeros((), np.uint8)
+            for node in (one, other)
+        )
+        if left is None or right is None or left.dtype != right.dtype or not np.array_equal(left, right):
+            return False
+    return True
