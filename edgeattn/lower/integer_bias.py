@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
-from edgeattn.lower.patterns import dequantized_constant, dequantize_of
+from edgeattn.lower.patterns import dequantize_of, dequantized_constant
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["IntegerBias"]
