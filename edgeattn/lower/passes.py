@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from edgeattn.lower.base import LoweringPass
+from edgeattn.lower.drop_idle_pairs import DropIdlePairs
+from edgeattn.lower.drop_inner_pairs import DropInnerPairs
+from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
+from edgeattn.lower.widen_gates import WidenGates
 
 __all__ = ["PASSES", "passes_for"]
 
-_ONNX_RUNTIME: tuple[LoweringPass, ...] = (IntegerBias(), PoolToDepthwise())
-_OPENVINO: tuple[LoweringPass, ...] = ()
+_ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
+_OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs())
 _TENSORRT: tuple[LoweringPass, ...] = ()
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {

@@ -11,7 +11,14 @@ from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph
 
-__all__ = ["QuantizedConstant", "dequantize_of", "dequantized_constant", "quantize_behind", "same_parameters"]
+__all__ = [
+    "QuantizedConstant",
+    "dequantize_of",
+    "dequantized_constant",
+    "quantize_behind",
+    "remove_pair",
+    "same_parameters",
+]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,4 +73,19 @@ def same_parameters(graph: Graph, one: NodeProto, other: NodeProto) -> bool:
         )
         if left is None or right is None or left.dtype != right.dtype or not np.array_equal(left, right):
             return False
+    return True
+
+
+def remove_pair(graph: Graph, quantize: NodeProto) -> bool:
+    """Let the readers of a Q/DQ pair read what was quantized; return whether that could be done."""
+    users = list(graph.consumers.get(quantize.output[0], []))
+    if not users or any(user.op_type != "DequantizeLinear" for user in users):
+        return False
+    if any(user.output[0] in graph.output_names for user in users):
+        return False
+    gone = [id(quantize), *map(id, users)]
+    for user in users:
+        graph.replace_input(user.output[0], quantize.input[0])
+    graph.nodes = [node for node in graph.nodes if id(node) not in gone]
+    graph.reindex()
     return True

@@ -11,6 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Sequence
 
+import numpy as np
 from onnx import ModelProto, NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
@@ -19,13 +20,42 @@ from edgeattn.quant.config import GatePolicy
 __all__ = ["BOUNDED_OUTPUT", "GateRegion", "Placement", "place_quantizers"]
 
 INT8_OPS = frozenset(
-    "Conv ConvTranspose Gemm MatMul Add Mul AveragePool GlobalAveragePool ReduceMean Concat "
-    "Sigmoid HardSigmoid HardSwish LeakyRelu Tanh Softmax Sub".split()
+    [
+        "Conv",
+        "ConvTranspose",
+        "Gemm",
+        "MatMul",
+        "Add",
+        "Mul",
+        "AveragePool",
+        "GlobalAveragePool",
+        "ReduceMean",
+        "Concat",
+        "Sigmoid",
+        "HardSigmoid",
+        "HardSwish",
+        "LeakyRelu",
+        "Tanh",
+        "Softmax",
+        "Sub",
+    ]
 )
 SAME_RANGE_OPS = frozenset(
-    "Flatten Reshape Transpose MaxPool GlobalMaxPool ReduceMax Squeeze Unsqueeze Slice Split Expand".split()
+    [
+        "Flatten",
+        "Reshape",
+        "Transpose",
+        "MaxPool",
+        "GlobalMaxPool",
+        "ReduceMax",
+        "Squeeze",
+        "Unsqueeze",
+        "Slice",
+        "Split",
+        "Expand",
+    ]
 )
-FUSED_ACTIVATIONS = frozenset("Relu Clip".split())
+FUSED_ACTIVATIONS = frozenset(["Relu", "Clip"])
 BOUNDED_OUTPUT: dict[str, tuple[float, float]] = {
     "Sigmoid": (0.0, 1.0),
     "HardSigmoid": (0.0, 1.0),
@@ -88,9 +118,12 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
     same_range: dict[str, str] = {}
     for node in graph.nodes:
         _spread_same_range(graph, node, wanted, same_range)
+        _join_range(graph, node, wanted, same_range)
     chosen = [name for name in wanted if not _is_fused_away(graph, name) and name not in graph.output_names]
     chosen = _after_activation(graph, chosen, same_range)
-    order = {name: i for i, name in enumerate((*graph.input_names, *(o for n in graph.nodes for o in n.output)))}
+    order = {
+        name: i for i, name in enumerate((*graph.input_names, *(o for n in graph.nodes for o in n.output)))
+    }
     chosen.sort(key=lambda name: order[name])
     fixed = {
         name: BOUNDED_OUTPUT[graph.producer[name].op_type]
@@ -113,9 +146,7 @@ def _policy_of(name: str, gates: Iterable[GateRegion]) -> GatePolicy | None:
     return next((gate.policy for gate in gates if gate.holds(name)), None)
 
 
-def _float_nodes(
-    graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tuple[int, ...]]
-) -> set[int]:
+def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tuple[int, ...]]) -> set[int]:
     """Return the nodes that a float gate keeps in float.
 
     Only what works on pooled maps stays float: the product with the full map is INT8 under every
@@ -167,10 +198,65 @@ def _spread_same_range(
             same_range[name] = node.input[0]
 
 
+def _join_range(graph: Graph, node: NodeProto, wanted: dict[str, None], same_range: dict[str, str]) -> None:
+    """Give maxima and means of one tensor that are joined that tensor's range, and their join, too.
+
+    Both lie in it. With one range for all, joining moves bytes; with three, each part is quantized twice.
+    """
+    if node.op_type != "Concat" or node.output[0] not in wanted:
+        return
+    sources = [_moved_from(graph, name)[0] for name in node.input]
+    roots = {_root(name, same_range) for name in sources if name in same_range}
+    if len(roots) != 1:
+        return
+    root = next(iter(roots))
+    means = []
+    for name in node.input:
+        source, path = _moved_from(graph, name)
+        if _root(source, same_range) == root:
+            continue
+        if not _is_mean_of(graph, source, root, same_range):
+            return
+        means += [source, *path]
+    for name in (*means, node.output[0]):
+        wanted[name] = None
+        same_range[name] = root
+
+
+def _moved_from(graph: Graph, name: str) -> tuple[str, list[str]]:
+    """Return the tensor that only moving operations turn into `name`, and what lies between."""
+    path: list[str] = []
+    while True:
+        node = graph.producer.get(name)
+        if node is None or node.op_type not in ("Reshape", "Transpose", "Squeeze", "Unsqueeze", "Flatten"):
+            return name, path
+        path.append(name)
+        name = node.input[0]
+
+
+def _is_mean_of(graph: Graph, name: str, root: str, same_range: dict[str, str]) -> bool:
+    node = graph.producer.get(name)
+    if node is None or _root(node.input[0], same_range) != root or graph.only_consumer(name) is None:
+        return False
+    if node.op_type == "Conv" and len(node.input) == 2 and node.input[1] in graph.constants:
+        weight = graph.constants[node.input[1]]
+        taps = weight[0].size
+        # Weights 1/n: the mean over channels, spelled as a convolution.
+        return bool(np.all(np.abs(weight * taps - 1) < 1e-5))
+    return node.op_type in ("AveragePool", "GlobalAveragePool", "ReduceMean")
+
+
 def _is_fused_away(graph: Graph, name: str) -> bool:
     """A tensor that only a fused activation reads is never stored by an INT8 kernel."""
     user = graph.only_consumer(name)
-    return user is not None and user.op_type in FUSED_ACTIVATIONS and name in graph.producer
+    if user is None or name not in graph.producer:
+        return False
+    return user.op_type in FUSED_ACTIVATIONS or _is_scaling(graph, user)
+
+
+def _is_scaling(graph: Graph, node: NodeProto) -> bool:
+    """A product with a positive scalar is a change of scale: quantizing before and behind it is one too many."""
+    return node.op_type == "Mul" and any((graph.scalar(name) or 0.0) > 0.0 for name in node.input)
 
 
 def _after_activation(graph: Graph, chosen: list[str], same_range: dict[str, str]) -> list[str]:
