@@ -23,7 +23,10 @@ class LoweringPass(Protocol):
     after the pass, so that a pass that goes wrong is named instead of whatever breaks later.
     """
 
-    name: str
+    @property
+    def name(self) -> str:
+        """Name in provenance and messages."""
+        ...
 
     def requires(self, graph: Graph) -> str:
         """Say why the pass cannot run on this graph."""

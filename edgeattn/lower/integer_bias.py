@@ -78,7 +78,8 @@ def _accumulator_step(graph: Graph, node: NodeProto) -> NDArray[np.float32] | No
     scale = graph.constant(source.input[1])
     if scale is None or scale.size != 1:
         return None
-    return (np.float32(scale.reshape(())) * weight.scale.reshape(-1)).astype(np.float32)
+    step: NDArray[np.float32] = (np.float32(scale.reshape(())) * weight.scale.reshape(-1)).astype(np.float32)
+    return step
 
 
 def _rewrite(graph: Graph, node: NodeProto, step: NDArray[np.float32]) -> bool:
@@ -92,9 +93,9 @@ def _rewrite(graph: Graph, node: NodeProto, step: NDArray[np.float32]) -> bool:
     graph.constants[names["scale"]] = step if step.size > 1 else step.reshape(())
     graph.constants[names["zero_point"]] = np.zeros(graph.constants[names["scale"]].shape, np.int32)
     result = graph.fresh_name(f"{stem}.dequantized")
-    extra = {"axis": 0} if step.size > 1 else {}
-    graph.nodes.insert(
-        0, helper.make_node("DequantizeLinear", list(names.values()), [result], result, **extra)
-    )
+    dequantize = helper.make_node("DequantizeLinear", list(names.values()), [result], result)
+    if step.size > 1:
+        dequantize.attribute.append(helper.make_attribute("axis", 0))
+    graph.nodes.insert(0, dequantize)
     node.input[2] = result
     return True

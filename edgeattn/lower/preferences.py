@@ -1,0 +1,43 @@
+"""What each target runs fastest, as far as that is decided before lowering: edge forms and gate policy.
+
+Chosen by measuring MobileNetV2 on the two CPU runtimes, and from TensorRT's lists of fused layers. A plan
+belongs to one edge form, so one run that serves targets of both kinds either takes one kind's forms for all
+or calibrates twice; `tests.benchmarks.attention_tax` shows the difference.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Literal
+
+__all__ = ["DEFAULT_GATE_POLICY", "preferred_forms"]
+
+DEFAULT_GATE_POLICY: Literal["int8", "fixed", "float"] = "int8"
+"""Float gates cost every CPU runtime more: 10 % to 70 % of the bare network with Coordinate Attention."""
+
+_CPU = MappingProxyType(
+    {
+        "eca": "banded_conv",
+        "coord": "two_branch_pool",
+        "triplet": "short_axis_pool",
+        "se": "pool_conv",
+        "cbam": "pool_conv",
+    }
+)
+# TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing.
+_TENSORRT = MappingProxyType(
+    {
+        "eca": "banded_conv_mean",
+        "coord": "concat_reshape_mean",
+        "triplet": "banded_mean",
+        "se": "mean_conv",
+        "cbam": "mean_conv",
+    }
+)
+_GPU_TARGETS = frozenset({"tensorrt", "tensorrt-rtx", "jetson-ssh"})
+
+
+def preferred_forms(target: str) -> Mapping[str, str]:
+    """Return the edge form of every attention kind that a target runs fastest; CPU forms by default."""
+    return _TENSORRT if target in _GPU_TARGETS else _CPU
