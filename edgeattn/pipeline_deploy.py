@@ -1,0 +1,230 @@
+"""Build and measure one quantized network on its targets."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeattn.artifact import OnnxArtifact
+from edgeattn.errors import EdgeAttnError
+from edgeattn.measure import (
+    AcceptBounds,
+    LatencyComparison,
+    Parity,
+    compare_latency,
+    compare_outputs,
+    judge,
+    run_session,
+)
+from edgeattn.progress import Progress
+from edgeattn.recipe import Accept
+from edgeattn.report import (
+    EngineFile,
+    LatencyPair,
+    LatencyResult,
+    LayerResult,
+    LayerTimeResult,
+    ReasonResult,
+    TargetResult,
+)
+from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target, save_engine
+
+__all__ = ["Measured", "Workload", "deploy", "judge_target", "module_of"]
+
+logger = logging.getLogger(__name__)
+
+_CHECKER = "ort-cpu"
+_REASON_KEYS = {
+    "top1_delta": "top1_delta_max",
+    "agreement": "agreement_min",
+    "sqnr_db": "sqnr_db_min",
+    "speedup": "speedup_min",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Workload:
+    """What every target is measured with.
+
+    Attributes:
+        fp32: The float graph.
+        qdq: The quantized graph by profile.
+        images: (N, C, H, W) float32.
+        labels: (N,) class indices, or None.
+        reference_logits: Of the float network, (N, classes).
+        timing: How long engines are timed.
+        layers: SQNR by tensor for the report, by profile.
+    """
+
+    fp32: OnnxArtifact
+    qdq: Mapping[str, OnnxArtifact]
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64] | None
+    reference_logits: NDArray[np.float32]
+    timing: TimingPlan
+    layers: Mapping[str, Sequence[LayerResult]] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
+class Measured:
+    """A target's entry in the report, with what its verdict is drawn from."""
+
+    result: TargetResult
+    parity: Parity | None = None
+    comparison: LatencyComparison | None = None
+
+
+def deploy(name: str, work: Workload, folder: Path, progress: Progress) -> Measured:
+    """Build INT8 and FP32 engines for a target, and measure them where they can run.
+
+    A target that is missing or fails becomes an entry that says so: the others go on.
+    """
+    target = get_target(name)
+    available = target.probe()
+    if not available.can_build:
+        reason = available.reason + (f" Install it with: {available.install}" if available.install else "")
+        return Measured(TargetResult(status="unavailable", reason=reason))
+    try:
+        return _deploy(target, work, folder, available.can_run, available.reason, progress)
+    except EdgeAttnError as exc:
+        logger.debug("target %s failed", name, exc_info=True)
+        return Measured(TargetResult(status="failed", error=str(exc), profile=_profile(target)))
+
+
+def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonResult]:
+    """Judge one target by the bounds that concern it.
+
+    Bounds on accuracy hold wherever accuracy was measured; the bound on speed where engines ran. The
+    SQNR bound is about profile u8: half of the levels of s8 lie below zero, and mostly idle.
+    """
+    result = measured.result
+    if result.status == "unavailable":
+        return []
+    if result.status == "failed":
+        return [ReasonResult(bound="targets", target=name, passed=False, text=f"failed: {result.error}")]
+    is_s8 = result.profile == "s8"
+    agreement = accept.agreement_min
+    if is_s8 and accept.s8_agreement_min is not None:
+        agreement = accept.s8_agreement_min
+    bounds = AcceptBounds(
+        top1_delta_max=accept.top1_delta_max
+        if measured.parity and measured.parity.top1 is not None
+        else None,
+        agreement_min=agreement,
+        sqnr_db_min=None if is_s8 else accept.sqnr_db_min,
+        speedup_min=accept.speedup_min if result.status == "ok" else None,
+    )
+    ratio = None
+    if measured.comparison is not None:
+        ratio = measured.comparison.ratios["int8"]
+    reasons = []
+    for reason in judge(bounds, measured.parity, ratio).reasons:
+        key = _REASON_KEYS[reason.metric]
+        if key == "agreement_min" and is_s8 and accept.s8_agreement_min is not None:
+            key = "s8_agreement_min"
+        reasons.append(
+            ReasonResult(
+                bound=key,
+                target=name,
+                wanted=reason.bound,
+                got=reason.measured,
+                passed=reason.passed,
+                certain=reason.certain,
+                text=reason.text,
+            )
+        )
+    return reasons
+
+
+def module_of(layer: str) -> str | None:
+    """Return the module path in a layer's name, such as ``features.2.conv.0`` in ``features/2/conv/0/...``."""
+    path = layer.split("_token_")[0].removesuffix(".quantized").removesuffix(".dequantized")
+    parts = path.split("/")
+    return ".".join(parts[:-2]) if len(parts) > 2 else None
+
+
+def _profile(target: Target) -> str | None:
+    return target.profile if target.profile in ("s8", "u8") else None
+
+
+def _deploy(
+    target: Target, work: Workload, folder: Path, can_run: bool, why_not: str, progress: Progress
+) -> Measured:
+    name = target.name
+    progress.update(name, 0, 4)
+    workdir = folder / name
+    int8 = _build(target, work.qdq[target.profile], workdir / "int8")
+    progress.update(name, 1, 4)
+    result = TargetResult(
+        status="ok" if can_run else "built",
+        reason=None if can_run else why_not,
+        profile=_profile(target),
+        engine=EngineFile(
+            path=str(int8.path.relative_to(folder)), sha256=int8.sha256, size_bytes=int8.size_bytes
+        ),
+        build=dict(int8.details),
+        layers=list(work.layers.get(target.profile, ())),
+    )
+    feeds = {work.fp32.inputs[0].name: work.images[:1]}
+    output = work.fp32.outputs[0].name
+    comparison: LatencyComparison | None = None
+    if can_run:
+        fp32 = _build(target, work.fp32, workdir / "fp32")
+        progress.update(name, 2, 4)
+        with ExitStack() as stack:
+            sessions: dict[str, Session] = {
+                "fp32": stack.enter_context(target.open(fp32, threads=work.timing.threads)),
+                "int8": stack.enter_context(target.open(int8, threads=work.timing.threads)),
+            }
+            logits = run_session(sessions["int8"], work.images, work.fp32.inputs[0].name, output)
+            progress.update(name, 3, 4)
+            comparison = compare_latency(sessions, feeds, work.timing, baseline="fp32")
+            times = sessions["int8"].layer_times(feeds)
+        result.latency = LatencyPair(
+            int8=LatencyResult(**comparison.latencies["int8"].to_json()),
+            fp32=LatencyResult(**comparison.latencies["fp32"].to_json()),
+        )
+        result.speedup = comparison.ratios["int8"].speedup
+        result.speedup_interval = comparison.ratios["int8"].speedup_interval
+        result.layer_times = [
+            LayerTimeResult(**dataclasses.asdict(item), module=module_of(item.name)) for item in times
+        ]
+    else:
+        checked = _run_elsewhere(work, target.profile, folder)
+        if checked is None:
+            progress.update(name, 4, 4)
+            return Measured(result)
+        logits, result.checked_by = checked
+    progress.update(name, 4, 4)
+    parity = compare_outputs(work.reference_logits, logits, work.labels)
+    result.n = parity.n
+    for field in ("top1", "top1_interval", "top1_delta", "top1_delta_interval", "agreement"):
+        setattr(result, field, getattr(parity, field))
+    for field in ("agreement_interval", "sqnr_db", "kl", "mcnemar_p"):
+        setattr(result, field, getattr(parity, field))
+    return Measured(result, parity, comparison)
+
+
+def _build(target: Target, artifact: OnnxArtifact, workdir: Path) -> Engine:
+    workdir.mkdir(parents=True, exist_ok=True)
+    engine = target.build(target.lower(artifact, workdir), workdir)
+    save_engine(engine)
+    return engine
+
+
+def _run_elsewhere(work: Workload, profile: str, folder: Path) -> tuple[NDArray[np.float32], str] | None:
+    """Run the same QDQ file on a CPU, for a target whose device is not here."""
+    checker = get_target(_CHECKER)
+    here = checker.probe()
+    if not here.can_run:
+        return None
+    engine = _build(checker, work.qdq[profile], folder / f"{_CHECKER}-{profile}")
+    with checker.open(engine, threads=work.timing.threads) as session:
+        logits = run_session(session, work.images, work.fp32.inputs[0].name, work.fp32.outputs[0].name)
+    return logits, f"ONNX Runtime {here.version} on this CPU"

@@ -1,0 +1,291 @@
+"""Work on files that people bring: quantize an ONNX, time engines, compare targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeattn.artifact import OnnxArtifact
+from edgeattn.data import load_calibration
+from edgeattn.data.spec import Preprocess
+from edgeattn.errors import DataError, EdgeAttnError, ModelError, RecipeError, TargetUnavailable
+from edgeattn.export.artifacts import save_artifact
+from edgeattn.export.from_onnx import load_float_onnx, read_onnx
+from edgeattn.export.qdq import emit_qdq
+from edgeattn.measure import compare_latency, compare_outputs, describe_environment, run_session
+from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline_deploy import Workload, deploy, judge_target
+from edgeattn.pipeline_layers import layer_results
+from edgeattn.progress import Progress, SilentProgress
+from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.config import GatePolicy, PtqConfig, RangeEstimator
+from edgeattn.quant.plan import Profile
+from edgeattn.quant.ptq import make_plan
+from edgeattn.recipe import Accept
+from edgeattn.report import Fp32Result, LayerResult, ReasonResult, Report, write_report
+from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
+
+__all__ = ["bench_engines", "parity_model", "quantize_onnx"]
+
+_LARGEST_CALIBRATION = 256
+
+
+def quantize_onnx(
+    model: Path,
+    calibration: str | Path,
+    out: Path,
+    *,
+    targets: Sequence[str] = (),
+    gate_policy: GatePolicy = "int8",
+    range_estimator: RangeEstimator | None = None,
+    progress: Progress | None = None,
+) -> Report:
+    """Quantize a float32 ONNX classifier and build engines from it.
+
+    Agreement is measured on the calibration data's second half, which the ranges never saw.
+
+    Args:
+        model: ONNX file with one float32 NCHW image input of fixed size, batch 1, and one output.
+        calibration: A manifest, a folder of images, or an .npy file of float32 NCHW inputs. Images of a
+            folder are resized to the model's input and normalized with ImageNet's mean and std.
+        out: Folder for engines and report.
+        targets: Names; empty means every target that builds here.
+        gate_policy: Unused unless attention modules are known; kept for the report.
+        range_estimator: How ranges follow from samples; None means the default.
+        progress: Hears how far it is.
+
+    Raises:
+        ModelError: If the file is not such a model.
+        DataError: If the calibration data cannot be used with it.
+    """
+    progress = progress or SilentProgress()
+    names = list(targets) or [name for name in target_names() if get_target(name).probe().can_build]
+    chosen = {name: get_target(name) for name in names}
+    float_model = load_float_onnx(model)
+    graph = Graph(float_model)
+    shape = graph.io_specs()[0][0].shape
+    tensors = _inputs_for(Path(calibration), shape, progress)
+    half = max(16, len(tensors) // 2) if len(tensors) >= 32 else len(tensors)
+    images, held_out = tensors[:half], tensors[half:] if half < len(tensors) else tensors
+    config = PtqConfig() if range_estimator is None else PtqConfig(range_estimator=range_estimator)
+    plan = make_plan(
+        float_model,
+        [image[None] for image in images[:_LARGEST_CALIBRATION]],
+        config,
+        (),
+        lambda done, total: progress.update("ptq", done, total),
+    )
+    out.mkdir(parents=True, exist_ok=True)
+    plan.save(out / "plan.json")
+    source = {"source": model.name}
+    fp32 = save_artifact(float_model, out / "model.fp32.onnx", "fp32", source)
+    qdq: dict[str, OnnxArtifact] = {}
+    layers: dict[str, list[LayerResult]] = {}
+    profiles: dict[str, Profile] = {"u8": "u8", "s8": "s8"}
+    for profile in (profiles[target.profile] for target in chosen.values()):
+        if profile in qdq:
+            continue
+        quantized = emit_qdq(float_model, plan, profile)
+        qdq[profile] = save_artifact(quantized, out / f"model.{profile}.onnx", profile, source)
+        adjusted = Graph(float_model)
+        apply_plan_constants(adjusted, plan, profile)
+        layers[profile] = layer_results(adjusted.to_model(), quantized, plan, profile, held_out[:8])
+    work = Workload(
+        fp32=fp32,
+        qdq=qdq,
+        images=held_out,
+        labels=None,
+        reference_logits=_reference_logits(fp32, held_out, out),
+        timing=TimingPlan(min_runs=256, min_seconds=5.0),
+        layers=layers,
+    )
+    report = Report(
+        recipe={"name": model.stem, "model": model.name, "calibration": str(calibration)},
+        fingerprint=fp32.sha256,
+        environment=describe_environment(),
+        verdict="pass",
+        fp32=Fp32Result(n=len(held_out)),
+        quant={
+            "method": plan.method,
+            "gate_policy": gate_policy,
+            "calibration_images": len(images),
+            "held_out_images": len(held_out) if half < len(tensors) else 0,
+            "provenance": dict(plan.provenance),
+        },
+    )
+    reasons: list[ReasonResult] = []
+    for name in chosen:
+        measured = deploy(name, work, out, progress)
+        report.targets[name] = measured.result
+        reasons += judge_target(name, measured, Accept())
+    report.reasons = reasons
+    report.verdict = "pass" if all(reason.passed for reason in reasons) else "fail"
+    write_report(report, out)
+    return report
+
+
+def bench_engines(
+    engines: Sequence[Path], target: str, versus: str | None, plan: TimingPlan
+) -> dict[str, Any]:
+    """Time engines of one target in alternation.
+
+    Args:
+        engines: Engine files with their manifests.
+        target: The target that built them.
+        versus: Path of the engine that ratios refer to; None means the first.
+        plan: How long.
+
+    Raises:
+        RecipeError: If an engine belongs to another target, or `versus` is not among them.
+    """
+    runtime = get_target(target)
+    available = runtime.probe()
+    if not available.can_run:
+        raise TargetUnavailable(f"{target} cannot run here: {available.reason} {available.install}".rstrip())
+    loaded = {str(path): load_engine(path) for path in engines}
+    for path, engine in loaded.items():
+        if engine.target != target:
+            raise RecipeError(
+                f"{path} was built by {engine.target}, not {target}. Pass --target {engine.target}."
+            )
+    if versus is not None and versus not in loaded:
+        loaded[versus] = load_engine(Path(versus))
+    first = next(iter(loaded.values()))
+    if any(engine.inputs[0].shape != first.inputs[0].shape for engine in loaded.values()):
+        raise RecipeError("The engines take inputs of different shapes; compare like with like.")
+    sample = np.random.default_rng(0).standard_normal(first.inputs[0].shape).astype(np.float32)
+    with ExitStack() as stack:
+        sessions = {
+            name: stack.enter_context(runtime.open(engine, threads=plan.threads))
+            for name, engine in loaded.items()
+        }
+        feeds = {first.inputs[0].name: sample}
+        if len(sessions) == 1:
+            from edgeattn.measure import measure_latency
+
+            (name, session), *_ = sessions.items()
+            latency = measure_latency(session, feeds, plan)
+            return {"target": target, "baseline": name, "latencies": {name: latency.to_json()}, "ratios": {}}
+        comparison = compare_latency(sessions, feeds, plan, baseline=versus)
+    return {"target": target, **comparison.to_json()}
+
+
+def parity_model(
+    model: Path, targets: Sequence[str], data: Path, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Run one model, or a run's model, on several targets and compare their answers.
+
+    Args:
+        model: An ONNX file, float or QDQ; or a run's folder, whose quantized graph of each target's
+            profile is then compared with the float one.
+        targets: Names.
+        data: A folder of images or an .npy file of float32 NCHW inputs.
+        progress: Hears how far it is.
+
+    Returns:
+        ``{"targets": {name: {...}}, "between": {"a/b": {...}}, "n": images}``.
+    """
+    import tempfile
+
+    progress = progress or SilentProgress()
+    files = _files_of(model)
+    float_graph = Graph(read_onnx(files["fp32"]))
+    shape = float_graph.io_specs()[0][0].shape
+    images = _inputs_for(data, shape, progress)
+    result: dict[str, Any] = {"n": len(images), "targets": {}, "between": {}}
+    logits: dict[str, NDArray[np.float32]] = {}
+    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
+        work = Path(folder)
+        reference_file = save_artifact(read_onnx(files["fp32"]), work / "reference.onnx", "fp32")
+        reference = _reference_logits(reference_file, images, work)
+        for done, name in enumerate(targets):
+            progress.update("parity", done, len(targets))
+            result["targets"][name] = _parity_of(name, files, images, reference, work, logits)
+        progress.update("parity", len(targets), len(targets))
+    ran = list(logits)
+    for index, first in enumerate(ran):
+        for second in ran[index + 1 :]:
+            both = compare_outputs(logits[first], logits[second])
+            result["between"][f"{first}/{second}"] = both.to_json()
+    return result
+
+
+def _parity_of(
+    name: str,
+    files: dict[str, Path],
+    images: NDArray[np.float32],
+    reference: NDArray[np.float32],
+    work: Path,
+    logits: dict[str, NDArray[np.float32]],
+) -> dict[str, Any]:
+    target = get_target(name)
+    available = target.probe()
+    if not available.can_run:
+        return {"status": "unavailable", "reason": available.reason}
+    profile = target.profile if target.profile in files else "fp32"
+    try:
+        artifact = save_artifact(read_onnx(files[profile]), work / f"{name}.onnx", profile)
+        folder = work / name
+        folder.mkdir()
+        engine = target.build(target.lower(artifact, folder), folder)
+        with target.open(engine) as session:
+            got = run_session(session, images, artifact.inputs[0].name, artifact.outputs[0].name)
+    except EdgeAttnError as exc:
+        return {"status": "failed", "error": str(exc)}
+    logits[name] = got
+    return {"status": "ok", "profile": profile, **compare_outputs(reference, got).to_json()}
+
+
+def _files_of(model: Path) -> dict[str, Path]:
+    if not model.is_dir():
+        return {"fp32": model}
+    files = {
+        profile: model / f"model.{profile}.onnx"
+        for profile in ("fp32", "u8", "s8")
+        if (model / f"model.{profile}.onnx").is_file()
+    }
+    if "fp32" not in files:
+        raise ModelError(f"{model} holds no model.fp32.onnx; give a run's folder or an ONNX file.")
+    return files
+
+
+def _inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDArray[np.float32]:
+    """Load inputs of a model's shape (1, C, H, W)."""
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        if source.suffix.lower() != ".npy":
+            raise ModelError(
+                f"The model's input has shape {shape}, which images do not fit: expected (1, 3, size, size). "
+                "Give its inputs as an .npy file of float32 NCHW."
+            )
+        preprocess = None
+    else:
+        size = shape[2]
+        preprocess = Preprocess(size=size, resize=round(size * 256 / 224))
+    found = load_calibration(
+        source,
+        None,
+        preprocess,
+        progress=lambda done, total: progress.update("decode", done, total),
+    )
+    if found.tensors.shape[1:] != tuple(shape[1:]):
+        raise DataError(
+            f"{source} holds inputs of shape {found.tensors.shape[1:]}, but the model takes {tuple(shape[1:])}."
+        )
+    return found.tensors
+
+
+def _reference_logits(
+    artifact: OnnxArtifact, images: NDArray[np.float32], folder: Path
+) -> NDArray[np.float32]:
+    """Run a graph as it is in ONNX Runtime."""
+    runtime = get_target("ort-cpu")
+    workdir = folder / "reference"
+    workdir.mkdir(parents=True, exist_ok=True)
+    engine = runtime.build(artifact, workdir)
+    with runtime.open(engine) as session:
+        return run_session(session, images, artifact.inputs[0].name, artifact.outputs[0].name)

@@ -1,0 +1,385 @@
+"""The stages that need torch: data, training, export, quantization, emission."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+
+import edgeattn
+from edgeattn.artifact import OnnxArtifact, sha256_of_file
+from edgeattn.attention.base import EdgeForm
+from edgeattn.data import CalibrationSet, DataSplits, load_calibration, load_dataset, materialize
+from edgeattn.data.image_set import ImageSet
+from edgeattn.errors import ModelError
+from edgeattn.export.artifacts import save_artifact
+from edgeattn.export.fake_quant import attach_fake_quant, attach_trainable, read_back, write_constants
+from edgeattn.export.float_onnx import FloatExport, export_float
+from edgeattn.export.qdq import emit_qdq
+from edgeattn.export.selfcheck import CHECK_IMAGES, check_export
+from edgeattn.measure import wilson_interval
+from edgeattn.models import create_model, insert_attention, load_weights, save_weights, to_edge_form
+from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline_layers import layer_results
+from edgeattn.pipeline_workspace import Workspace
+from edgeattn.progress import Progress
+from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.placement import GateRegion, place_quantizers
+from edgeattn.quant.plan import Profile, QuantPlan
+from edgeattn.quant.ptq import make_plan
+from edgeattn.recipe import Recipe
+from edgeattn.report import Fp32Result, LayerResult
+from edgeattn.train import TrainResult, evaluate, fit
+
+__all__ = ["Prepared", "prepare"]
+
+logger = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+    """A network ready for its targets.
+
+    Attributes:
+        fp32: The float graph, which everything is compared with.
+        qdq: The quantized graph by profile.
+        images: What is measured on, (N, C, H, W).
+        labels: (N,).
+        reference_logits: Of the float network, (N, classes).
+        fp32_result: Its top-1.
+        training: Records of both trainings, for the report.
+        quant: Summary of the plan, for the report.
+        layers: SQNR of every quantized tensor, by profile.
+    """
+
+    fp32: OnnxArtifact
+    qdq: Mapping[str, OnnxArtifact]
+    images: NDArray[np.float32]
+    labels: NDArray[np.int64]
+    reference_logits: NDArray[np.float32]
+    fp32_result: Fp32Result
+    training: Sequence[Mapping[str, Any]]
+    quant: dict[str, Any]
+    layers: Mapping[str, Sequence[LayerResult]]
+
+
+def prepare(recipe: Recipe, space: Workspace, profiles: Sequence[str], progress: Progress) -> Prepared:
+    """Run every stage before the targets; see `Prepared`."""
+    return _Preparation(recipe, space, progress).run(profiles)
+
+
+class _Preparation:
+    def __init__(self, recipe: Recipe, space: Workspace, progress: Progress) -> None:
+        self.recipe = recipe
+        self.space = space
+        self.progress = progress
+        self.size = recipe.data.preprocess.size
+        self.cache = space.folder / "cache"
+        self.training: list[dict[str, Any]] = []
+        self.checks: dict[str, Any] = {}
+        self._loaded: set[str] = set()
+
+    def run(self, profiles: Sequence[str]) -> Prepared:
+        recipe = self.recipe
+        splits = load_dataset(recipe.data, Path(), self._counter("data"))
+        measured = splits.validation
+        if recipe.measure.limit is not None:
+            measured = measured.subset(range(min(recipe.measure.limit, len(measured))))
+        images = materialize(
+            measured, recipe.data.preprocess, cache_dir=self.cache, progress=self._counter("decode")
+        )
+        model = self._float_model(splits)
+        edge = to_edge_form(model, self.size, self.size, form=recipe.attention.edge_form)
+        export, fp32 = self._export(edge)
+        reference, result = self._evaluate_float(model, measured, images)
+        calibration = self._calibration(splits)
+        quantized = self._quantize(edge, model, export, calibration, splits)
+        qdq, layers = self._emit(quantized, calibration, cast("Sequence[Profile]", profiles))
+        return Prepared(
+            fp32=fp32,
+            qdq=qdq,
+            images=images,
+            labels=measured.labels,
+            reference_logits=reference,
+            fp32_result=result,
+            training=self.training,
+            quant=self._summary(quantized.plan, calibration),
+            layers=layers,
+        )
+
+    # ------------------------------------------------------------------------------ stages
+
+    def _float_model(self, splits: DataSplits) -> nn.Module:
+        recipe = self.recipe
+        model = self._new_model(splits)
+        config = recipe.train
+        if config is None:
+            return model
+        key = {
+            "version": edgeattn.__version__,
+            "model": recipe.model.model_dump(mode="json", exclude={"weights"}),
+            "weights": sha256_of_file(recipe.model.weights) if recipe.model.weights else None,
+            "attention": recipe.attention.model_dump(mode="json", exclude={"edge_form"}),
+            "preprocess": recipe.data.preprocess.model_dump(mode="json"),
+            "augmentation": recipe.data.augmentation.model_dump(mode="json"),
+            "train": config.model_dump(mode="json"),
+            "data": splits.fingerprint,
+        }
+
+        def train() -> dict[str, Any]:
+            result = fit(
+                model,
+                splits,
+                config,
+                preprocess=recipe.data.preprocess,
+                augmentation=recipe.data.augmentation,
+                checkpoint_dir=self.space.folder / "checkpoints" / "float",
+                progress=_Staged(self.progress, "train"),
+                new_parameter_names=self._new_parameters(model),
+                cache_dir=self.cache,
+            )
+            save_weights(model, self.space.folder / "float.safetensors")
+            return {"history": _history(result, "float")}
+
+        done = self.space.run("train", key, ["float.safetensors"], train)
+        self.training += done["history"]
+        load_weights(model, self.space.folder / "float.safetensors", strict=True)
+        return model.eval()
+
+    def _export(self, edge: nn.Module) -> tuple[FloatExport, OnnxArtifact]:
+        export = export_float(edge, (1, 3, self.size, self.size))
+        path = self.space.folder / "model.fp32.onnx"
+        artifact = save_artifact(export.model, path, "fp32", {"recipe": self.recipe.name})
+        return export, artifact
+
+    def _evaluate_float(
+        self, model: nn.Module, measured: ImageSet, images: NDArray[np.float32]
+    ) -> tuple[NDArray[np.float32], Fp32Result]:
+        result = evaluate(model, images, measured.labels)
+        hits = round(result.top1 * result.n)
+        return result.logits, Fp32Result(
+            top1=result.top1, n=result.n, top1_interval=wilson_interval(hits, result.n)
+        )
+
+    def _calibration(self, splits: DataSplits) -> CalibrationSet:
+        return load_calibration(
+            self.recipe.calibration,
+            splits,
+            self.recipe.data.preprocess,
+            progress=self._counter("calibration images"),
+        )
+
+    def _quantize(
+        self,
+        edge: nn.Module,
+        teacher: nn.Module,
+        export: FloatExport,
+        calibration: CalibrationSet,
+        splits: DataSplits,
+    ) -> _Quantized:
+        recipe, folder = self.recipe, self.space.folder
+        gates = self._gates(edge)
+        images = list(calibration.batches(1))
+        key: dict[str, Any] = {
+            "version": edgeattn.__version__,
+            "graph": sha256_of_file(folder / "model.fp32.onnx"),
+            "calibration": calibration.fingerprint,
+            "ptq": recipe.quant.ptq.model_dump(mode="json"),
+            "mode": recipe.quant.mode,
+            "gates": [dataclasses.asdict(gate) for gate in gates],
+        }
+
+        def calibrate() -> dict[str, Any]:
+            plan = make_plan(export.model, images, recipe.quant.ptq, gates, self._counter("ptq"))
+            plan.save(folder / "plan.ptq.json")
+            return {}
+
+        self.space.run("ptq", key, ["plan.ptq.json"], calibrate)
+        plan = QuantPlan.load(folder / "plan.ptq.json")
+        if recipe.quant.mode == "ptq":
+            plan.save(folder / "plan.json")
+            return _Quantized(plan, edge, export)
+        return self._train_quantized(edge, teacher, export, plan, gates, splits, key)
+
+    def _train_quantized(
+        self,
+        edge: nn.Module,
+        teacher: nn.Module,
+        export: FloatExport,
+        plan: QuantPlan,
+        gates: Sequence[GateRegion],
+        splits: DataSplits,
+        ptq_key: Mapping[str, Any],
+    ) -> _Quantized:
+        recipe, folder = self.recipe, self.space.folder
+        student = copy.deepcopy(edge)
+        key = {
+            "ptq": ptq_key,
+            "qat": recipe.quant.qat.model_dump(mode="json"),
+            "plan": sha256_of_file(folder / "plan.ptq.json"),
+            "augmentation": recipe.data.augmentation.model_dump(mode="json"),
+            "data": splits.fingerprint,
+        }
+        shape = (1, 3, self.size, self.size)
+
+        def train() -> dict[str, Any]:
+            placement = place_quantizers(export.model, gates)
+            quantized = attach_trainable(student, export, plan, placement)
+            result = fit(
+                quantized.module,
+                splits,
+                recipe.quant.qat,
+                preprocess=recipe.data.preprocess,
+                augmentation=recipe.data.augmentation,
+                checkpoint_dir=folder / "checkpoints" / "qat",
+                teacher=teacher if recipe.quant.qat.distillation_weight > 0 else None,
+                progress=_Staged(self.progress, "qat"),
+                cache_dir=self.cache,
+            )
+            student.eval()
+            trained = export_float(student, shape)
+            read_back(quantized, trained, plan, placement).save(folder / "plan.json")
+            save_weights(student, folder / "qat.safetensors")
+            return {"history": _history(result, "qat")}
+
+        done = self.space.run("qat", key, ["plan.json", "qat.safetensors"], train)
+        self.training += done["history"]
+        load_weights(student, folder / "qat.safetensors", strict=True)
+        student.eval()
+        return _Quantized(QuantPlan.load(folder / "plan.json"), student, export_float(student, shape))
+
+    def _emit(
+        self, quantized: _Quantized, calibration: CalibrationSet, profiles: Sequence[Profile]
+    ) -> tuple[dict[str, OnnxArtifact], dict[str, list[LayerResult]]]:
+        """Write a QDQ graph for each profile, checked against torch, and measure it layer by layer."""
+        plan, base = quantized.plan, quantized.export
+        images = list(calibration.batches(1))[:CHECK_IMAGES]
+        artifacts: dict[str, OnnxArtifact] = {}
+        layers: dict[str, list[LayerResult]] = {}
+        for profile in profiles:
+            model = emit_qdq(base.model, plan, profile)
+            adjusted = Graph(base.model)
+            apply_plan_constants(adjusted, plan, profile)
+            module = write_constants(quantized.module, base, adjusted)
+            check = check_export(
+                attach_fake_quant(module, base, plan, profile),
+                model,
+                images,
+                self._counter(f"check {profile}"),
+            )
+            provenance = {
+                "recipe": self.recipe.name,
+                "method": plan.method,
+                "selfcheck": f"at most {check.largest_lsb} LSB from torch in {check.tensors} tensors, "
+                f"{check.images} inputs",
+            }
+            path = self.space.folder / f"model.{profile}.onnx"
+            artifacts[profile] = save_artifact(model, path, profile, provenance)
+            self.checks[profile] = dataclasses.asdict(check)
+            layers[profile] = layer_results(adjusted.to_model(), model, plan, profile, images[:8])
+        return artifacts, layers
+
+    # ------------------------------------------------------------------------------ helpers
+
+    def _new_model(self, splits: DataSplits) -> nn.Module:
+        """Return the network as it stands before training, weights loaded and attention inserted."""
+        spec, attention = self.recipe.model, self.recipe.attention
+        classes = spec.num_classes or splits.num_classes
+        if classes < splits.num_classes:
+            raise ModelError(
+                f"model.num_classes is {classes}, but the data has {splits.num_classes} classes. Raise it."
+            )
+        # The seed also decides the weights of what training has not touched yet.
+        torch.manual_seed(self.recipe.train.seed if self.recipe.train else 0)
+        model = create_model(
+            spec.arch,
+            num_classes=classes,
+            width=spec.width,
+            activation=spec.activation,
+            dropout=spec.dropout,
+        )
+        if attention.kind != "none":
+            model = insert_attention(
+                model,
+                attention.kind,
+                where=attention.where if isinstance(attention.where, str) else list(attention.where),
+                identity=attention.identity_start,
+                **cast("dict[str, Any]", attention.options),
+            )
+        if spec.weights is not None:
+            loaded = load_weights(model, spec.weights)
+            self.progress.note(loaded.summary())
+            if self.recipe.train is None and not loaded.complete:
+                raise ModelError(
+                    f"{spec.weights} does not give all weights of this network, and the recipe does not "
+                    f"train it. {loaded.summary()}"
+                )
+            self._loaded = {*loaded.loaded}
+        else:
+            self._loaded = set()
+        return model.eval()
+
+    def _new_parameters(self, model: nn.Module) -> list[str]:
+        """Name what did not come from pretrained weights; empty where nothing did."""
+        if not self._loaded:
+            return []
+        return [name for name, _ in model.named_parameters() if name not in self._loaded]
+
+    def _gates(self, edge: nn.Module) -> list[GateRegion]:
+        return [
+            GateRegion(path.replace(".", "/"), self.recipe.quant.gate_policy)
+            for path, module in edge.named_modules()
+            if isinstance(module, EdgeForm)
+        ]
+
+    def _counter(self, stage: str) -> Callable[[int, int], None]:
+        def count(done: int, total: int) -> None:
+            self.progress.update(stage, done, total)
+
+        return count
+
+    def _summary(self, plan: QuantPlan, calibration: CalibrationSet) -> dict[str, Any]:
+        return {
+            "method": plan.method,
+            "gate_policy": self.recipe.quant.gate_policy,
+            "calibration": calibration.name,
+            "calibration_images": len(calibration),
+            "calibration_fingerprint": calibration.fingerprint,
+            "quantized_activations": len(plan.activations),
+            "quantized_weights": len(plan.weights),
+            "selfcheck": self.checks,
+            "provenance": dict(plan.provenance),
+        }
+
+
+@dataclasses.dataclass(frozen=True)
+class _Quantized:
+    """A plan, with the module and the export that it belongs to."""
+
+    plan: QuantPlan
+    module: nn.Module
+    export: FloatExport
+
+
+class _Staged:
+    """Gives training's progress the name of the stage that trains."""
+
+    def __init__(self, progress: Progress, stage: str) -> None:
+        self._progress = progress
+        self._stage = stage
+
+    def update(self, stage: str, done: int, total: int, **metrics: float) -> None:
+        name = self._stage if stage == "train" else f"{self._stage}: {stage}"
+        self._progress.update(name, done, total, **metrics)
+
+
+def _history(result: TrainResult, stage: str) -> list[dict[str, Any]]:
+    return [{"stage": stage, **dataclasses.asdict(record)} for record in result.history]
