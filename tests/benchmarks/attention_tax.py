@@ -1,0 +1,211 @@
+"""What attention costs in INT8: ours against what other tools make of the authors' modules.
+
+Run from the checkout::
+
+    python -m tests.benchmarks.attention_tax --target openvino-cpu --json tax.json --threads 1
+
+Weights are random and batch norms take their statistics from noise: latency does not depend on values.
+Everything in one row is timed in alternation in one process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import copy
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from edgeattn.artifact import OnnxArtifact, sha256_of_bytes, write_bytes
+from edgeattn.attention.base import EdgeForm
+from edgeattn.export.float_onnx import export_float
+from edgeattn.export.qdq import emit_qdq
+from edgeattn.lower import DEFAULT_GATE_POLICY, preferred_forms
+from edgeattn.measure.environment import describe_environment
+from edgeattn.measure.latency import LatencyComparison, compare_latency
+from edgeattn.models import create_model, insert_attention, to_edge_form
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.placement import GateRegion
+from edgeattn.quant.ptq import make_plan
+from edgeattn.targets import get_target
+from edgeattn.targets.base import Session, Target, TimingPlan
+from tests.benchmarks.authors_modules import put_authors_modules
+from tests.benchmarks.peers import PEERS
+
+__all__ = ["main"]
+
+ROWS = ("none", "eca", "coord", "triplet", "se", "cbam")
+SIZE = 224
+
+
+def _network(architecture: str, attention: str) -> nn.Module:
+    torch.manual_seed(0)
+    model: nn.Module = create_model(architecture, num_classes=1000)
+    return model if attention == "none" else insert_attention(model, attention)
+
+
+def _take_statistics(model: nn.Module) -> nn.Module:
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.momentum = None
+    with torch.no_grad():
+        model.train()(torch.randn(4, 3, SIZE, SIZE))
+    return model.eval()
+
+
+def _save(model: Any, path: Path, profile: str) -> OnnxArtifact:
+    data = model.SerializeToString()
+    write_bytes(path, data)
+    graph = Graph(model)
+    inputs, outputs = graph.io_specs()
+    return OnnxArtifact(path, sha256_of_bytes(data), graph.opset, inputs, outputs, profile)
+
+
+def _ours(target: Target, attention: str, model: nn.Module, images: Any, folder: Path) -> dict[str, Any]:
+    """Return our engines, INT8 and fp32."""
+    forms = preferred_forms(target.name)
+    form = {attention: forms[attention]} if attention in forms else None
+    edge = to_edge_form(copy.deepcopy(model), SIZE, SIZE, form=form, materialize=True)
+    floating = export_float(edge, images[0].shape).model
+    gates = [
+        GateRegion(path.replace(".", "/"), DEFAULT_GATE_POLICY)
+        for path, module in edge.named_modules()
+        if isinstance(module, EdgeForm)
+    ]
+    config = PtqConfig(range_estimator="minmax", bias_correction=False)
+    quantized = emit_qdq(floating, make_plan(floating, images, config, gates=gates), target.profile)
+    engines = {}
+    for name, value, profile in (("ours", quantized, target.profile), ("fp32", floating, "fp32")):
+        artifact = _save(value, folder / f"{attention}-{name}.onnx", profile)
+        engines[name] = target.build(target.lower(artifact, folder / "lowered"), folder / "engines")
+    return engines
+
+
+def _peers(target: Target, attention: str, model: nn.Module, images: Any, folder: Path) -> dict[str, Any]:
+    """Return every peer's engine; one that fails is left out and reported on stderr."""
+    engines = {}
+    for name, quantize in PEERS.items():
+        try:
+            made = quantize(put_authors_modules(copy.deepcopy(model)), images, folder)
+            artifact = _save(made, folder / f"{attention}-{name}.onnx", "u8")
+            engines[name] = target.build(artifact, folder / "engines")
+        except Exception as exc:
+            print(f"{attention}: {name} failed: {type(exc).__name__}: {exc}"[:300], file=sys.stderr)
+    return engines
+
+
+def _ratio(comparison: LatencyComparison, numerator: str, denominator: str) -> tuple[float, list[float]]:
+    """Return the median over rounds of the ratio of two engines' medians, with its interval."""
+    from edgeattn.measure.statistics import median_ratio_interval
+
+    rounds = comparison.round_p50_ms
+    ratios = [a / b for a, b in zip(rounds[numerator], rounds[denominator], strict=True)]
+    return float(np.median(ratios)), [float(end) for end in median_ratio_interval(ratios)]
+
+
+def _row(attention: str, comparison: LatencyComparison, peers: list[str]) -> dict[str, Any]:
+    p50 = {name: latency.p50_ms for name, latency in comparison.latencies.items()}
+    peer = min(peers, key=p50.__getitem__) if peers else None
+    row: dict[str, Any] = {"attention": attention, "ours_int8_ms": p50["ours"], "ours_fp32_ms": p50["fp32"]}
+    row["peer"], row["peer_int8_ms"] = peer, p50[peer] if peer else None
+    row["peers_ms"] = {name: p50[name] for name in peers}
+    pairs = {"vs_fp32": ("fp32", "ours"), "tax": ("ours", "bare")}
+    if peer:
+        pairs |= {"vs_peer": (peer, "ours"), "peer_tax": (peer, "bare_peer")}
+    for key, (numerator, denominator) in pairs.items():
+        if denominator == "bare" and attention == "none":
+            row[key], row[f"{key}_interval"] = 0.0, [0.0, 0.0]
+            continue
+        if denominator not in p50:
+            continue
+        ratio, interval = _ratio(comparison, numerator, denominator)
+        shift = 1.0 if key.endswith("tax") else 0.0
+        row[key], row[f"{key}_interval"] = ratio - shift, [end - shift for end in interval]
+    return row
+
+
+def measure(
+    target: Target, architecture: str, rows: tuple[str, ...], plan: TimingPlan, rounds: int, folder: Path
+) -> dict[str, Any]:
+    """Build and time every row.
+
+    Args:
+        target: Where it runs.
+        architecture: Name of the network.
+        rows: Attention kinds; ``"none"`` is made in any case.
+        plan: Counted inferences of each engine, over all rounds.
+        rounds: How often the engines of a row take turns.
+        folder: For files.
+    """
+    generator = np.random.default_rng(0)
+    images = [generator.standard_normal((1, 3, SIZE, SIZE)).astype(np.float32) for _ in range(2)]
+    feeds = {"input": images[0]}
+    results: list[dict[str, Any]] = []
+    bare_engine: Any = None
+    bare_peer: Any = None
+    bare_ms = 0.0
+    for attention in ("none", *(name for name in rows if name != "none")):
+        model = _take_statistics(_network(architecture, attention))
+        engines = _ours(target, attention, model, images, folder)
+        peers = _peers(target, attention, model, images, folder)
+        engines |= peers
+        if bare_engine is not None:
+            engines["bare"] = bare_engine
+            if bare_peer is not None:
+                engines["bare_peer"] = bare_peer
+        with contextlib.ExitStack() as stack:
+            sessions: dict[str, Session] = {
+                name: stack.enter_context(target.open(engine, threads=plan.threads))
+                for name, engine in engines.items()
+            }
+            comparison = compare_latency(sessions, feeds, plan, rounds=rounds)
+        results.append(_row(attention, comparison, list(peers)))
+        if attention == "none":
+            bare_engine, bare_ms = engines["ours"], results[0]["ours_int8_ms"]
+            best = results[0]["peer"]
+            bare_peer = peers[best] if best else None
+        print(json.dumps({k: v for k, v in results[-1].items() if "interval" not in k}), flush=True)
+    return {"bare_int8_ms": bare_ms, "rows": results}
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the benchmark."""
+    parser = argparse.ArgumentParser(description="Measure what attention costs in INT8.")
+    parser.add_argument("--target", required=True, choices=("openvino-cpu", "ort-cpu"))
+    parser.add_argument("--json", type=Path, required=True, help="file to write")
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--model", default="mobilenet_v2", choices=("mobilenet_v2", "efficientnet_lite0"))
+    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
+    parser.add_argument("--quick", action="store_true", help="64 inferences of each engine")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(1)
+    if options.quick:
+        plan, rounds = TimingPlan.quick(threads=options.threads), 8
+    else:
+        plan, rounds = TimingPlan(min_runs=1024, min_seconds=10.0, threads=options.threads), 32
+    with tempfile.TemporaryDirectory(prefix="edgeattn-tax-") as folder:
+        measured = measure(
+            get_target(options.target), options.model, tuple(options.rows), plan, rounds, Path(folder)
+        )
+    value = {
+        "target": options.target,
+        "model": options.model,
+        "threads": options.threads,
+        "quick": options.quick,
+        **measured,
+        "environment": describe_environment(),
+    }
+    options.json.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
