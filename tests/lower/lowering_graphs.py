@@ -1,0 +1,90 @@
+"""Small quantized graphs for the tests of lowering passes, and two runtimes that do as the file says."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import onnx
+from numpy.typing import NDArray
+from onnx import NodeProto, TensorProto, helper, numpy_helper
+
+from edgeattn.onnx_graph import Graph
+
+Array = NDArray[Any]
+
+
+class Builder:
+    """Collects nodes and constants under fresh names."""
+
+    def __init__(self) -> None:
+        self.nodes: list[NodeProto] = []
+        self.constants: dict[str, Array] = {}
+        self.number = 0
+
+    def name(self, stem: str) -> str:
+        self.number += 1
+        return f"{stem}{self.number}"
+
+    def add(self, op: str, *inputs: str, **attributes: Any) -> str:
+        result = self.name(op.lower())
+        self.nodes.append(helper.make_node(op, list(inputs), [result], result, **attributes))
+        return result
+
+    def constant(self, value: Any) -> str:
+        result = self.name("constant")
+        self.constants[result] = np.asarray(value)
+        return result
+
+    def pair(self, tensor: str, scale: float, zero_point: int) -> str:
+        parameters = self.constant(np.float32(scale)), self.constant(np.uint8(zero_point))
+        return self.add("DequantizeLinear", self.add("QuantizeLinear", tensor, *parameters), *parameters)
+
+    def weight(self, integers: Array, scales: Array, axis: int = 0) -> str:
+        zeros = np.zeros(scales.shape, np.int8)
+        parts = [
+            self.constant(value) for value in (integers.astype(np.int8), scales.astype(np.float32), zeros)
+        ]
+        return self.add("DequantizeLinear", *parts, axis=axis)
+
+    def model(self, inputs: Mapping[str, Sequence[int]], output: str) -> onnx.ModelProto:
+        graph = helper.make_graph(
+            [*self.nodes, helper.make_node("Identity", [output], ["result"], "result")],
+            "test",
+            [helper.make_tensor_value_info(n, TensorProto.FLOAT, s) for n, s in inputs.items()],
+            [helper.make_tensor_value_info("result", TensorProto.FLOAT, None)],
+            [numpy_helper.from_array(value, name) for name, value in self.constants.items()],
+        )
+        model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+        model.ir_version = 9
+        return onnx.shape_inference.infer_shapes(model)
+
+
+def run(model: onnx.ModelProto, feeds: Mapping[str, Array], *, optimized: bool = False) -> Array:
+    """Run in ONNX Runtime, operation by operation unless `optimized`."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    level = ort.GraphOptimizationLevel
+    options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
+    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    result: Array = session.run(None, dict(feeds))[0]
+    return result
+
+
+def operators_after_optimization(model: onnx.ModelProto, folder: Any) -> list[str]:
+    """Return the operators that ONNX Runtime executes."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    options.optimized_model_filepath = str(folder / "optimized.onnx")
+    ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(options.optimized_model_filepath).graph.node]
+
+
+def operators(model: onnx.ModelProto) -> list[str]:
+    return [node.op_type for node in Graph(model).nodes]

@@ -1,0 +1,225 @@
+"""Every pass leaves the numbers (to a stated bound), does what it promises, and leaves other graphs alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from lowering_graphs import Builder, operators, operators_after_optimization, run
+
+from edgeattn.lower.base import LoweringPass, run_passes
+from edgeattn.lower.drop_idle_pairs import DropIdlePairs
+from edgeattn.lower.drop_inner_pairs import DropInnerPairs
+from edgeattn.lower.fold_scaling import FoldScaling
+from edgeattn.lower.integer_bias import IntegerBias
+from edgeattn.lower.passes import PASSES
+from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
+from edgeattn.lower.widen_gates import WidenGates
+from edgeattn.onnx_graph import Graph
+
+ALL = {type(item).__name__: item for passes in PASSES.values() for item in passes}
+
+
+def lower(model: onnx.ModelProto, *passes: LoweringPass) -> tuple[onnx.ModelProto, list[str]]:
+    graph = Graph(model)
+    changed = run_passes(graph, passes)
+    graph.remove_unused()
+    graph.sort()
+    lowered = graph.to_model()
+    onnx.checker.check_model(lowered, full_check=True)
+    return lowered, changed
+
+
+def quantized_input(builder: Builder, scale: float = 0.02, zero_point: int = 120) -> str:
+    return builder.pair("x", scale, zero_point)
+
+
+def noise(seed: int, *shape: int) -> np.ndarray:  # type: ignore[type-arg]
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32)
+
+
+def conv_model(seed: int, channels: int = 5) -> onnx.ModelProto:
+    rng, b = np.random.default_rng(seed), Builder()
+    weight = b.weight(rng.integers(-127, 128, (channels, 3, 1, 1)), rng.uniform(0.001, 0.02, channels))
+    bias = b.constant(rng.standard_normal(channels).astype(np.float32))
+    out = b.add("Conv", quantized_input(b), weight, bias)
+    return b.model({"x": (1, 3, 4, 6)}, b.pair(out, 0.05, 128))
+
+
+@given(seed=st.integers(0, 10_000))
+@settings(max_examples=15)
+def test_integer_biases_move_a_result_by_at_most_half_an_accumulator_step(seed: int) -> None:
+    rng, b = np.random.default_rng(seed), Builder()
+    scales = rng.uniform(0.001, 0.02, 5).astype(np.float32)
+    weight = b.weight(rng.integers(-127, 128, (5, 3, 1, 1)), scales)
+    bias = b.constant(rng.standard_normal(5).astype(np.float32))
+    model = b.model({"x": (1, 3, 4, 6)}, b.add("Conv", quantized_input(b), weight, bias))
+    lowered, changed = lower(model, IntegerBias())
+    assert changed == ["integer-bias"]
+    feeds = {"x": noise(seed, 1, 3, 4, 6)}
+    difference = np.abs(run(model, feeds) - run(lowered, feeds)).max(axis=(0, 2, 3))
+    assert np.all(difference <= 0.5 * scales * 0.02 + 1e-5)
+
+
+def gemm_model(weight_scale: float = 0.01) -> onnx.ModelProto:
+    b = Builder()
+    weight = b.weight(np.arange(-20, 20).reshape(5, 8), np.full(5, weight_scale))
+    bias = b.constant(np.linspace(-1, 1, 5, dtype=np.float32))
+    return b.model({"x": (1, 8)}, b.add("Gemm", quantized_input(b), weight, bias, transB=1))
+
+
+def test_onnx_runtime_makes_an_integer_gemm_of_a_lowered_classifier(tmp_path: Path) -> None:
+    assert "QGemm" not in operators_after_optimization(gemm_model(), tmp_path)
+    assert "QGemm" in operators_after_optimization(lower(gemm_model(), IntegerBias())[0], tmp_path)
+
+
+def test_a_bias_that_overflows_int32_stays_float() -> None:
+    """A dead channel has a scale near zero: its bias is billions of steps."""
+    assert lower(gemm_model(weight_scale=1e-12), IntegerBias())[1] == []
+
+
+@pytest.mark.parametrize("kernel", [(1, 6), (4, 1), (2, 3)])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_a_depthwise_average_is_the_pool_to_one_step(kernel: tuple[int, int], seed: int) -> None:
+    b = Builder()
+    pooled = b.add("AveragePool", quantized_input(b), kernel_shape=list(kernel), strides=list(kernel))
+    model = b.model({"x": (1, 3, 4, 6)}, b.pair(pooled, 0.011, 119))
+    lowered, changed = lower(model, PoolToDepthwise())
+    assert changed == ["pool-to-depthwise"]
+    assert "AveragePool" not in operators(lowered)
+    feeds = {"x": noise(seed, 1, 3, 4, 6)}
+    for optimized in (False, True):
+        assert np.abs(run(model, feeds) - run(lowered, feeds, optimized=optimized)).max() <= 0.011 * 1.001
+
+
+@pytest.mark.parametrize("attributes", [{"pads": [1, 1, 1, 1]}, {"ceil_mode": 1}])
+def test_pools_that_are_no_plain_average_stay(attributes: dict[str, object]) -> None:
+    b = Builder()
+    pooled = b.add("AveragePool", quantized_input(b), kernel_shape=[2, 3], **attributes)
+    assert lower(b.model({"x": (1, 3, 4, 6)}, b.pair(pooled, 0.01, 120)), PoolToDepthwise())[1] == []
+
+
+def test_pools_over_the_whole_map_stay_unless_asked_for() -> None:
+    b = Builder()
+    pooled = b.add("AveragePool", quantized_input(b), kernel_shape=[4, 6])
+    model = b.model({"x": (1, 3, 4, 6)}, b.pair(pooled, 0.01, 120))
+    assert lower(model, PoolToDepthwise())[1] == []
+    assert lower(model, PoolToDepthwise(whole_maps=True))[1]
+
+
+@given(factor=st.floats(0.125, 8.0, width=32), seed=st.integers(0, 1000))
+@settings(max_examples=15)
+def test_a_folded_scalar_moves_a_result_by_at_most_one_step(factor: float, seed: int) -> None:
+    b = Builder()
+    total = b.add("Add", quantized_input(b), b.pair("y", 0.03, 100))
+    scaled = b.add("Mul", total, b.constant(np.float32(factor)))
+    model = b.model({"x": (1, 3, 4, 6), "y": (1, 3, 4, 6)}, b.pair(scaled, 0.04, 128))
+    lowered, changed = lower(model, FoldScaling())
+    assert changed == ["fold-scaling"]
+    assert "Mul" not in operators(lowered)
+    feeds = {"x": noise(seed, 1, 3, 4, 6), "y": noise(seed + 1, 1, 3, 4, 6)}
+    assert np.abs(run(model, feeds) - run(lowered, feeds)).max() <= 0.04 * 1.001
+
+
+@pytest.mark.parametrize("factor", [-2.0, 0.0])
+def test_a_factor_that_is_not_positive_stays(factor: float) -> None:
+    b = Builder()
+    scaled = b.add("Mul", quantized_input(b), b.constant(np.float32(factor)))
+    assert lower(b.model({"x": (1, 3, 4, 6)}, b.pair(scaled, 0.04, 128)), FoldScaling())[1] == []
+
+
+@pytest.mark.parametrize("shape", [(1, 3, 1, 1), (1, 3, 4, 1), (1, 1, 4, 6)])
+@pytest.mark.parametrize("op", ["Mul", "Add"])
+def test_widening_a_gate_changes_no_bit(shape: tuple[int, ...], op: str) -> None:
+    b = Builder()
+    product = b.add(op, quantized_input(b), b.pair("gate", 1 / 255, 3))
+    model = b.model({"x": (1, 3, 4, 6), "gate": shape}, b.pair(product, 0.02, 120))
+    lowered, changed = lower(model, WidenGates())
+    assert changed == ["widen-gates"]
+    feeds = {"x": noise(0, 1, 3, 4, 6), "gate": np.abs(noise(1, *shape))}
+    np.testing.assert_array_equal(run(model, feeds), run(lowered, feeds))
+
+
+def test_a_widened_gate_brings_no_transposes_along(tmp_path: Path) -> None:
+    """The transposes around the copy cancel ONNX Runtime's own."""
+    rng, b = np.random.default_rng(0), Builder()
+    x = quantized_input(b)
+    ones = np.full(8, 0.01)
+    mapped = b.pair(b.add("Conv", x, b.weight(rng.integers(-9, 9, (8, 3, 1, 1)), ones)), 0.02, 128)
+    pooled = b.pair(b.add("AveragePool", mapped, kernel_shape=[4, 6]), 0.02, 128)
+    gate = b.pair(b.add("Conv", pooled, b.weight(rng.integers(-9, 9, (8, 8, 1, 1)), ones)), 0.02, 128)
+    product = b.pair(b.add("Mul", mapped, gate), 0.02, 128)
+    last = b.add("Conv", product, b.weight(rng.integers(-9, 9, (3, 8, 1, 1)), np.full(3, 0.01)))
+    model = b.model({"x": (1, 3, 4, 6)}, b.pair(last, 0.02, 128))
+    before = operators_after_optimization(model, tmp_path).count("Transpose")
+    lowered, changed = lower(model, WidenGates())
+    assert changed
+    assert operators_after_optimization(lowered, tmp_path).count("Transpose") <= before
+
+
+def test_maps_with_many_channels_are_not_widened() -> None:
+    b = Builder()
+    product = b.add("Mul", quantized_input(b), b.pair("gate", 1 / 255, 0))
+    model = b.model({"x": (1, 3, 4, 6), "gate": (1, 3, 1, 1)}, b.pair(product, 0.02, 120))
+    assert lower(model, WidenGates(max_channels=2))[1] == []
+
+
+@pytest.mark.parametrize("scale", [0.02, 0.03])
+def test_only_pairs_on_the_same_grid_are_idle(scale: float) -> None:
+    b = Builder()
+    pooled = b.add("MaxPool", quantized_input(b), kernel_shape=[4, 1])
+    moved = b.add("Reshape", b.pair(pooled, scale, 120), b.constant(np.asarray([1, 6, 3, 1])))
+    joined = b.add("Concat", b.pair(moved, scale, 120), b.pair(moved, scale, 120), axis=1)
+    model = b.model({"x": (1, 3, 4, 6)}, b.pair(joined, scale, 120))
+    lowered, changed = lower(model, DropIdlePairs())
+    assert bool(changed)
+    assert operators(lowered).count("QuantizeLinear") == (1 if scale == 0.02 else 2)
+    feeds = {"x": noise(0, 1, 3, 4, 6)}
+    np.testing.assert_array_equal(run(model, feeds), run(lowered, feeds))
+
+
+def test_a_pair_between_two_products_goes_and_moves_the_result_by_half_its_step() -> None:
+    b = Builder()
+    first = b.pair(b.add("Mul", quantized_input(b), b.pair("gate", 1 / 255, 0)), 0.02, 120)
+    product = b.add("Mul", first, b.pair("other", 1 / 255, 0))
+    shapes = {"x": (1, 3, 4, 6), "gate": (1, 3, 4, 1), "other": (1, 3, 1, 6)}
+    model = b.model(shapes, product)
+    lowered, changed = lower(model, DropInnerPairs())
+    assert changed == ["drop-inner-pairs"]
+    assert operators(lowered).count("QuantizeLinear") == operators(model).count("QuantizeLinear") - 1
+    rng = np.random.default_rng(0)
+    feeds = {name: rng.uniform(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
+    assert np.abs(run(model, feeds) - run(lowered, feeds)).max() <= 0.01 * 1.001
+
+
+def test_the_pair_of_a_residual_branch_stays() -> None:
+    b = Builder()
+    x = quantized_input(b)
+    y = b.pair(b.add("Conv", x, b.weight(np.ones((3, 3, 1, 1)), np.full(3, 0.1))), 0.05, 128)
+    first = b.pair(b.add("Add", x, y), 0.05, 128)
+    z = b.pair(b.add("Conv", first, b.weight(np.ones((3, 3, 1, 1)), np.full(3, 0.1))), 0.05, 128)
+    model = b.model({"x": (1, 3, 4, 6)}, b.pair(b.add("Add", first, z), 0.05, 128))
+    assert lower(model, DropInnerPairs())[1] == []
+
+
+@pytest.mark.parametrize("item", ALL.values(), ids=ALL)
+def test_a_pass_runs_once(item: LoweringPass) -> None:
+    """A second run finds nothing to do."""
+    b = Builder()
+    pooled = b.pair(b.add("AveragePool", quantized_input(b), kernel_shape=[1, 6]), 0.02, 120)
+    gate = b.pair(b.add("Sigmoid", pooled), 1 / 255, 0)
+    model = b.model({"x": (1, 3, 4, 6)}, b.pair(b.add("Mul", quantized_input(b), gate), 0.02, 120))
+    once, _ = lower(model, item)
+    assert lower(once, item)[1] == []
+
+
+@pytest.mark.parametrize("item", ALL.values(), ids=ALL)
+def test_a_float_graph_is_left_alone(item: LoweringPass) -> None:
+    b = Builder()
+    pooled = b.add("AveragePool", "x", kernel_shape=[1, 6])
+    scaled = b.add("Mul", b.add("Sigmoid", pooled), b.constant(np.float32(2)))
+    assert lower(b.model({"x": (1, 3, 4, 6)}, b.add("Mul", "x", scaled)), item)[1] == []
