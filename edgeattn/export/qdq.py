@@ -7,11 +7,16 @@ implies disappears, because otherwise runtimes do not fuse the convolution with 
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
+from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, checker, helper
 
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.folding import fold_zero_points
 from edgeattn.quant.plan import Profile, QuantParams, QuantPlan, quantize_weight
 
 __all__ = ["emit_qdq"]
@@ -36,14 +41,18 @@ def emit_qdq(model: ModelProto, plan: QuantPlan, profile: Profile) -> ModelProto
             f"The plan names {len(strangers)} tensors that the graph lacks, first {strangers[0]!r}. "
             "A plan belongs to one graph: calibrate this one."
         )
-    for name, shift in plan.bias_shift.get(profile, {}).items():
-        graph.constants[name] = (graph.constants[name] + np.asarray(shift)).astype(np.float32)
+    apply_plan_constants(graph, plan, profile)
+    if profile == "s8":
+        fold_zero_points(graph, plan)
     for name, scales in plan.weights.items():
         _quantize_constant(graph, name, np.asarray(scales, np.float32))
     for name, wanted in plan.activations.items():
         if wanted.is_quantized(profile):
             params = wanted.params(profile)
             _absorb_clip(graph, name, params)
+            if profile == "s8" and params.zero_point:
+                _check_folded(graph, name)
+                params = dataclasses.replace(params, zero_point=0)
             _insert_pair(graph, name, params)
     graph.remove_unused()
     graph.sort()
@@ -54,7 +63,16 @@ def emit_qdq(model: ModelProto, plan: QuantPlan, profile: Profile) -> ModelProto
     return result
 
 
-def _quantize_constant(graph: Graph, name: str, scales: np.ndarray) -> None:  # type: ignore[type-arg]
+def _check_folded(graph: Graph, name: str) -> None:
+    """A clip that is left would cut the shifted values at the bounds of the values before."""
+    if graph.producer[name].op_type in ("Clip", "Relu"):
+        raise ModelError(
+            f"The plan folds the zero point of {name!r}, whose range is wider than the clip that "
+            "writes it. Calibrate again."
+        )
+
+
+def _quantize_constant(graph: Graph, name: str, scales: NDArray[np.float32]) -> None:
     axis = _channel_axis(graph, name)
     graph.constants[f"{name}.quantized"] = quantize_weight(graph.constants[name], scales, axis)
     graph.constants[f"{name}.scale"] = scales

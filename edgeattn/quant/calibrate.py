@@ -1,7 +1,7 @@
 """Ranges from calibration data: statistics of every planned tensor, then an estimator.
 
 The fp32 graph runs in ONNX Runtime with the planned tensors as outputs: once for the exact minima and
-maxima, once for histograms. The symmetric bound of profile s8 and the affine range of profile u8 come
+maxima, once for histograms where the estimator needs them. The symmetric bound of profile s8 and the affine range of profile u8 come
 from the same histogram, each searched for its own number of levels.
 """
 
@@ -19,10 +19,18 @@ from edgeattn.extras import require
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.config import RangeEstimator
 
-__all__ = ["TensorStatistics", "collect_statistics", "estimate_limit", "estimate_range", "weight_scales"]
+__all__ = [
+    "TensorStatistics",
+    "collect_channel_extent",
+    "collect_statistics",
+    "estimate_limit",
+    "estimate_range",
+    "weight_scales",
+]
 
 BINS = 4096
 SAMPLES_PER_IMAGE = 32768
+_SMALLEST_EXTENT = 1e-6
 _CANDIDATES = np.linspace(0.30, 1.0, 71)
 
 Progress = Callable[[int, int], None]
@@ -35,11 +43,15 @@ class TensorStatistics:
     Attributes:
         low: Smallest value, at most 0.
         high: Largest value, at least 0.
-        histogram: Counts over `BINS` equal bins of [low, high].
+        mean_low: Mean over images of the smallest value of each, at most 0.
+        mean_high: Mean over images of the largest value of each, at least 0.
+        histogram: Counts over `BINS` equal bins of [low, high]; empty where none was asked for.
     """
 
     low: float
     high: float
+    mean_low: float
+    mean_high: float
     histogram: NDArray[np.int64]
 
     @property
@@ -54,14 +66,17 @@ def collect_statistics(
     tensors: Sequence[str],
     images: Iterable[NDArray[np.float32]],
     progress: Progress | None = None,
+    *,
+    histograms: bool = True,
 ) -> dict[str, TensorStatistics]:
     """Run the float graph and describe the values of `tensors`.
 
     Args:
         model: fp32 ONNX with one input of batch 1.
         tensors: Names of activations, graph inputs among them.
-        images: Arrays (1, C, H, W); iterated twice.
+        images: Arrays (1, C, H, W); iterated once or twice.
         progress: Called with (done, total) images.
+        histograms: Whether to run the images a second time for histograms.
 
     Raises:
         DataError: If there is no image, or a tensor holds NaN or infinity.
@@ -70,33 +85,51 @@ def collect_statistics(
     batches = list(images)
     if not batches:
         raise DataError("There is no calibration image; give at least 16, better 200.")
-    total = 2 * len(batches)
-    low = dict.fromkeys(tensors, 0.0)
-    high = dict.fromkeys(tensors, 0.0)
+    total = (2 if histograms else 1) * len(batches)
+    extremes = {name: np.zeros((2, len(batches))) for name in tensors}
     for index, batch in enumerate(batches):
         for name, value in runner(batch).items():
-            low[name] = min(low[name], float(value.min()))
-            high[name] = max(high[name], float(value.max()))
+            extremes[name][:, index] = min(0.0, float(value.min())), max(0.0, float(value.max()))
         if progress:
             progress(index + 1, total)
-    for name in tensors:
-        if not (np.isfinite(low[name]) and np.isfinite(high[name])):
-            raise DataError(
-                f"Tensor {name!r} becomes NaN or infinite on the calibration images; "
-                "check the weights and the preprocessing."
-            )
-        if low[name] == high[name]:
-            high[name] = 1e-6
-    counts = {name: np.zeros(BINS, np.int64) for name in tensors}
-    for index, batch in enumerate(batches):
+    found = {name: _statistics(name, seen) for name, seen in extremes.items()}
+    for index, batch in enumerate(batches) if histograms else ():
         for name, value in runner(batch).items():
+            stats = found[name]
             flat = value.reshape(-1)
             flat = flat[:: max(1, flat.size // SAMPLES_PER_IMAGE)]
-            bins = ((flat - low[name]) * (BINS / (high[name] - low[name]))).astype(np.int32)
-            counts[name] += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
+            bins = ((flat - stats.low) * (BINS / (stats.high - stats.low))).astype(np.int32)
+            stats.histogram += np.bincount(np.clip(bins, 0, BINS - 1), minlength=BINS)
         if progress:
             progress(len(batches) + index + 1, total)
-    return {name: TensorStatistics(low[name], high[name], counts[name]) for name in tensors}
+    return found
+
+
+def collect_channel_extent(
+    model: ModelProto, tensors: Sequence[str], images: Iterable[NDArray[np.float32]]
+) -> dict[str, NDArray[np.float32]]:
+    """Return the largest magnitude of every channel of some tensors (N, C, ...), shape (C,)."""
+    runner = _Runner(model, tensors)
+    extent: dict[str, NDArray[np.float32]] = {}
+    for batch in images:
+        for name, value in runner(batch).items():
+            seen = np.abs(value).max(axis=(0, *range(2, value.ndim)))
+            extent[name] = np.maximum(extent[name], seen) if name in extent else seen
+    return extent
+
+
+def _statistics(name: str, extremes: NDArray[np.float64]) -> TensorStatistics:
+    """Describe a tensor by the extremes of each image, shape (2, images)."""
+    if not np.isfinite(extremes).all():
+        raise DataError(
+            f"Tensor {name!r} becomes NaN or infinite on the calibration images; "
+            "check the weights and the preprocessing."
+        )
+    low, high = float(extremes[0].min()), float(extremes[1].max())
+    mean_low, mean_high = float(extremes[0].mean()), float(extremes[1].mean())
+    if high - low < _SMALLEST_EXTENT:
+        high = mean_high = _SMALLEST_EXTENT
+    return TensorStatistics(low, high, mean_low, mean_high, np.zeros(BINS, np.int64))
 
 
 def estimate_range(
@@ -105,6 +138,8 @@ def estimate_range(
     """Return (low, high) for 256 affine levels; low is 0 where no value was negative."""
     if estimator == "minmax":
         return stats.low, stats.high
+    if estimator == "mean_minmax":
+        return stats.mean_low, stats.mean_high
     if estimator == "percentile":
         low, high = _percentiles(stats, percentile)
         return (min(low, 0.0) if stats.low < 0 else 0.0), max(high, 1e-6)
@@ -130,6 +165,8 @@ def estimate_limit(stats: TensorStatistics, estimator: RangeEstimator, percentil
     largest = max(-stats.low, stats.high)
     if estimator == "minmax":
         return largest
+    if estimator == "mean_minmax":
+        return max(-stats.mean_low, stats.mean_high)
     if estimator == "percentile":
         low, high = _percentiles(stats, percentile)
         return max(-low, high, 1e-6)
@@ -137,23 +174,23 @@ def estimate_limit(stats: TensorStatistics, estimator: RangeEstimator, percentil
     return float(largest * _CANDIDATES[int(np.argmin(errors))])
 
 
-def weight_scales(weight: NDArray[np.float32], axis: int, estimator: RangeEstimator) -> NDArray[np.float32]:
+def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
     """Return a scale for every output channel of a weight quantized to [-127, 127].
 
-    With ``"mse"`` each channel takes the scale of least squared error, otherwise its largest value.
+    Each channel takes the scale of least squared error, its largest value where that is no worse.
     """
     rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1).astype(np.float64)
     largest = np.maximum(np.abs(rows).max(axis=1), 1e-9)
     best = largest / 127
-    if estimator == "mse":
-        least = np.full(len(rows), np.inf)
-        for share in np.linspace(1.0, 0.7, 31):
-            scale = largest * share / 127
-            steps = np.clip(np.rint(rows / scale[:, None]), -127, 127)
-            error = ((steps * scale[:, None] - rows) ** 2).sum(axis=1)
-            better = error < least * (1 - 1e-9)
-            least[better], best[better] = error[better], scale[better]
-    return best.astype(np.float32)
+    least = np.full(len(rows), np.inf)
+    for share in np.linspace(1.0, 0.7, 31):
+        scale = largest * share / 127
+        steps = np.clip(np.rint(rows / scale[:, None]), -127, 127)
+        error = ((steps * scale[:, None] - rows) ** 2).sum(axis=1)
+        better = error < least * (1 - 1e-9)
+        least[better], best[better] = error[better], scale[better]
+    scales: NDArray[np.float32] = best.astype(np.float32)
+    return scales
 
 
 def _squared_error(stats: TensorStatistics, low: float, scale: float, levels: int) -> float:

@@ -14,21 +14,31 @@ GatePolicy = Literal["int8", "fixed", "float"]
 """What happens inside a gate: everything INT8; INT8 with the sigmoid's output on the fixed range
 [0, 1]; or float throughout."""
 
-RangeEstimator = Literal["minmax", "percentile", "mse"]
+RangeEstimator = Literal["minmax", "mean_minmax", "percentile", "mse"]
 
 
 class PtqConfig(BaseModel):
-    """Post-training quantization."""
+    """Post-training quantization: steps from the cheapest on, each kept where it helps."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     range_estimator: Annotated[
-        RangeEstimator, Field(description="How the range of an activation follows from its samples.")
-    ] = "mse"
+        RangeEstimator,
+        Field(
+            description="How the range of an activation follows from calibration images. mean_minmax: the "
+            "mean over images of each image's extremes."
+        ),
+    ] = "mean_minmax"
     percentile: Annotated[float, Field(gt=50, le=100, description="For range_estimator percentile.")] = 99.99
-    bias_correction: Annotated[
-        bool, Field(description="Cancel the mean shift that quantization causes, channel by channel.")
+    equalization: Annotated[
+        bool, Field(description="Bring the channels before depthwise convolutions to like ranges.")
     ] = True
+    stop_at_sqnr_db: Annotated[
+        float | None, Field(description="Skip the steps left once both profiles reach this.")
+    ] = None
+    stop_at_agreement: Annotated[
+        float | None, Field(ge=0, le=1, description="Skip the steps left once both profiles reach this.")
+    ] = None
 
 
 class QuantConfig(BaseModel):

@@ -72,7 +72,8 @@ def channel_scales(channel_high: NDArray[np.float32], strength: float) -> NDArra
         strength: 1 gives all channels the same range, 0 leaves them as they are.
     """
     high = np.maximum(channel_high.astype(np.float64), 1e-6)
-    return np.maximum((high / high.max()) ** strength, 1 / LARGEST_GAIN)
+    scales: NDArray[np.float64] = np.maximum((high / high.max()) ** strength, 1 / LARGEST_GAIN)
+    return scales
 
 
 def apply_channel_scales(graph: Graph, scales: Mapping[str, Sequence[float]]) -> None:

@@ -4,7 +4,8 @@ A `QuantPlan` is made once, by PTQ or QAT, and is independent of any runtime. A 
 
 * ``u8``: non-negative tensors unsigned with zero point 0, others unsigned affine. For x86, ARM and
   WebAssembly kernels.
-* ``s8``: signed, symmetric, zero point 0. For TensorRT.
+* ``s8``: signed, symmetric, zero point 0. For TensorRT. Where a tensor's zero point can move into the
+  biases around it (`edgeattn.quant.folding`), it uses the affine grid of ``u8``, less 128.
 
 Weights are int8, symmetric, per output channel, in [-127, 127], in both.
 """
@@ -22,7 +23,15 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from edgeattn.artifact import read_json, write_json
 from edgeattn.errors import ArtifactError
 
-__all__ = ["PROFILES", "ActivationRange", "Profile", "QuantParams", "QuantPlan", "quantize_weight"]
+__all__ = [
+    "PROFILES",
+    "ActivationRange",
+    "LadderStep",
+    "Profile",
+    "QuantParams",
+    "QuantPlan",
+    "quantize_weight",
+]
 
 Profile = Literal["s8", "u8"]
 PROFILES: tuple[Profile, ...] = ("s8", "u8")
@@ -77,6 +86,8 @@ class ActivationRange(BaseModel):
     addend: bool = False
     """The convolution's branch of a residual add: profile s8 leaves it unquantized, because TensorRT
     fuses the add into that convolution."""
+    folds_zero_point: bool = False
+    """Profile s8 quantizes this tensor with the affine grid, whose zero point goes into biases."""
 
     @model_validator(mode="after")
     def _holds_zero(self) -> ActivationRange:
@@ -85,9 +96,15 @@ class ActivationRange(BaseModel):
         return self
 
     def params(self, profile: Profile) -> QuantParams:
-        """Return scale and zero point as `profile` spells them, the scale rounded to float32."""
+        """Return scale and zero point as `profile` computes, the scale rounded to float32.
+
+        Profile s8 spells every zero point as 0: one that is not 0 here is to be folded into biases.
+        """
         if profile == "s8":
-            return QuantParams(_scale(self.limit / 127), 0, -128, 127)
+            if not self.folds_zero_point:
+                return QuantParams(_scale(self.limit / 127), 0, -128, 127)
+            affine = self.params("u8")
+            return QuantParams(affine.scale, affine.zero_point - 128, -128, 127)
         if self.low == 0.0:
             return QuantParams(_scale(self.high / 255), 0, 0, 255)
         scale = _scale((self.high - self.low) / 255)
@@ -102,6 +119,30 @@ def _scale(value: float) -> float:
     return float(np.float32(max(value, _SMALLEST_SCALE)))
 
 
+class LadderStep(BaseModel):
+    """What one step of post-training quantization reached, on calibration images.
+
+    Attributes:
+        step: Name of the step.
+        agreement_u8: Share of images with the float graph's largest logit, profile u8.
+        sqnr_db_u8: Ratio of the float logits' power to the error's, in dB, profile u8.
+        agreement_s8: As `agreement_u8`, profile s8.
+        sqnr_db_s8: As `sqnr_db_u8`, profile s8.
+        seconds: Time that the step took, its measurement left out.
+        kept: Whether the plan keeps what the step did.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    step: str
+    agreement_u8: float
+    sqnr_db_u8: float
+    agreement_s8: float
+    sqnr_db_s8: float
+    seconds: float
+    kept: bool
+
+
 class QuantPlan(BaseModel):
     """Ranges and scales by tensor name of one canonical fp32 ONNX graph.
 
@@ -109,9 +150,11 @@ class QuantPlan(BaseModel):
         method: ``"ptq"`` or ``"qat"``.
         activations: Range of every quantized activation.
         weights: Scale of every output channel, of every quantized weight.
+        channel_scales: By group of tensors (`edgeattn.quant.equalize`), what each channel is divided by.
         bias_shift: By profile and bias tensor, what is added to the float bias to cancel the mean
             error that quantization causes.
         float_regions: Name prefixes of module paths whose operations stay float.
+        ladder: Steps of post-training quantization, in order.
         provenance: Free-form strings: calibration fingerprint, estimator, tool versions.
     """
 
@@ -121,8 +164,10 @@ class QuantPlan(BaseModel):
     method: Literal["ptq", "qat"]
     activations: dict[str, ActivationRange]
     weights: dict[str, list[float]]
+    channel_scales: dict[str, list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]] = {}
     bias_shift: dict[Profile, dict[str, list[float]]] = {}
     float_regions: list[str] = []
+    ladder: list[LadderStep] = []
     provenance: dict[str, str] = {}
 
     def save(self, path: Path) -> Path:

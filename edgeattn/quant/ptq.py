@@ -2,59 +2,186 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from edgeattn.errors import DataError
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.calibrate import collect_statistics, estimate_limit, estimate_range, weight_scales
+from edgeattn.quant.calibrate import (
+    collect_channel_extent,
+    collect_statistics,
+    estimate_limit,
+    estimate_range,
+    weight_scales,
+)
 from edgeattn.quant.config import PtqConfig
-from edgeattn.quant.placement import GateRegion, place_quantizers
-from edgeattn.quant.plan import ActivationRange, QuantPlan
+from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.folding import can_fold_zero_point
+from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
+from edgeattn.quant.plan import ActivationRange, LadderStep, QuantPlan
+from edgeattn.quant.simulation import PlanMeter
 
-__all__ = ["make_plan"]
+__all__ = ["GateRegion", "make_plan"]
+
+MEASURED_IMAGES = 64
+FULL_STRENGTH = 1.0
+
+Images = Sequence[NDArray[np.float32]]
+Progress = Callable[[int, int], None]
 
 
 def make_plan(
     model: ModelProto,
-    images: Sequence[NDArray[np.float32]],
+    images: Images,
     config: PtqConfig,
     gates: Sequence[GateRegion] = (),
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> QuantPlan:
-    """Calibrate a canonical fp32 graph.
+    """Calibrate a canonical fp32 graph, step by step from the cheapest on.
+
+    A step stays only where it brings both profiles' logits nearer to the float graph's, summed in dB, on
+    calibration images. Steps end early once the bounds in `config` are met.
 
     Args:
         model: Canonical fp32 ONNX, one input, batch 1.
         images: Calibration batches (1, C, H, W), normalized as in inference.
-        config: Estimator and corrections.
+        config: Estimator, steps and bounds.
         gates: Attention modules and their policies.
         progress: Called with (done, total).
+
+    Raises:
+        DataError: If there is no image, or the network becomes NaN or infinite on one.
     """
+    if not images:
+        raise DataError("There is no calibration image; give at least 16, better 200.")
     place = place_quantizers(model, gates)
     graph = Graph(model)
-    statistics = collect_statistics(model, place.activations, images, progress)
+    counter = _Counter(progress, passes=3 if config.equalization else 2, images=len(images))
+    start = time.perf_counter()
+    empty = QuantPlan(
+        method="ptq",
+        activations={},
+        weights={},
+        float_regions=[gate.prefix for gate in gates if gate.policy == "float"],
+        provenance={"range_estimator": config.range_estimator, "calibration_images": str(len(images))},
+    )
+    plan = _with_ranges(empty, graph, place, images, config, counter)
+    seconds = time.perf_counter() - start
+    meter = PlanMeter(graph, place, _spread(images, MEASURED_IMAGES))
+    ladder = [meter.step(f"ranges: {config.range_estimator}", plan, seconds)]
+    if config.equalization and not _is_enough(ladder[-1], config):
+        start = time.perf_counter()
+        scales = _equalizing_scales(graph, images)
+        if scales:
+            changed = plan.model_copy(update={"channel_scales": scales})
+            changed = _with_ranges(changed, graph, place, images, config, counter)
+            plan = _climb(ladder, meter, "channel equalization", plan, changed, start)
+    counter.finish()
+    return plan.model_copy(update={"ladder": ladder})
+
+
+def _climb(
+    ladder: list[LadderStep], meter: PlanMeter, name: str, before: QuantPlan, after: QuantPlan, start: float
+) -> QuantPlan:
+    """Measure a step, note it, and return the plan to go on with."""
+    last = next(step for step in reversed(ladder) if step.kept)
+    seconds = time.perf_counter() - start
+    step = meter.step(name, after, seconds)
+    kept = step.sqnr_db_u8 + step.sqnr_db_s8 > last.sqnr_db_u8 + last.sqnr_db_s8
+    ladder.append(step.model_copy(update={"kept": kept}))
+    return after if kept else before
+
+
+def _is_enough(step: LadderStep, config: PtqConfig) -> bool:
+    if config.stop_at_sqnr_db is None and config.stop_at_agreement is None:
+        return False
+    sqnr, agreement = config.stop_at_sqnr_db, config.stop_at_agreement
+    return (sqnr is None or min(step.sqnr_db_u8, step.sqnr_db_s8) >= sqnr) and (
+        agreement is None or min(step.agreement_u8, step.agreement_s8) >= agreement
+    )
+
+
+def _equalizing_scales(graph: Graph, images: Images) -> dict[str, list[float]]:
+    """Return the scales of every group of tensors whose equalization costs the weights nothing."""
+    groups = [group for group in find_groups(graph) if group.is_free]
+    if not groups:
+        return {}
+    extent = collect_channel_extent(graph.to_model(), [group.tensors[-1] for group in groups], images)
+    return {group.name: channel_scales(extent[group.tensors[-1]], FULL_STRENGTH).tolist() for group in groups}
+
+
+def _with_ranges(
+    plan: QuantPlan, graph: Graph, place: Placement, images: Images, config: PtqConfig, counter: _Counter
+) -> QuantPlan:
+    """Return the plan with ranges and weight scales that fit its changed constants."""
+    adjusted = Graph(graph.to_model())
+    apply_channel_scales(adjusted, plan.channel_scales)
+    estimator = config.range_estimator
+    statistics = collect_statistics(
+        adjusted.to_model(),
+        place.activations,
+        images,
+        counter.part(),
+        histograms=estimator in ("mse", "percentile"),
+    )
+    tied = set(place.same_range.values())
     activations: dict[str, ActivationRange] = {}
     for name in place.activations:
         if name in place.fixed:
             low, high = place.fixed[name]
             limit = max(-low, high)
         else:
-            low, high = estimate_range(statistics[name], config.range_estimator, config.percentile)
-            limit = estimate_limit(statistics[name], config.range_estimator, config.percentile)
-        activations[name] = ActivationRange(low=low, high=high, limit=limit, addend=name in place.addends)
+            low, high = estimate_range(statistics[name], estimator, config.percentile)
+            limit = estimate_limit(statistics[name], estimator, config.percentile)
+        activations[name] = ActivationRange(
+            low=low,
+            high=high,
+            limit=limit,
+            addend=name in place.addends,
+            folds_zero_point=name not in tied and _gains_by_folding(adjusted, name, low, high, limit),
+        )
     for name, source in place.same_range.items():
         activations[name] = activations[source].model_copy(update={"addend": False})
     weights = {
-        name: weight_scales(graph.constants[name], axis, config.range_estimator).tolist()
-        for name, axis in place.weights.items()
+        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
     }
-    return QuantPlan(
-        method="ptq",
-        activations=activations,
-        weights=weights,
-        float_regions=[gate.prefix for gate in gates if gate.policy == "float"],
-        provenance={"range_estimator": config.range_estimator, "calibration_images": str(len(images))},
-    )
+    return plan.model_copy(update={"activations": activations, "weights": weights})
+
+
+def _gains_by_folding(graph: Graph, name: str, low: float, high: float, limit: float) -> bool:
+    """Whether the affine grid is clearly finer, and biases can take its zero point."""
+    return (high - low) / 255 < 0.9 * limit / 127 and can_fold_zero_point(graph, name)
+
+
+def _spread(images: Images, count: int) -> list[NDArray[np.float32]]:
+    """Return up to `count` images, evenly spread over all of them."""
+    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))
+    return [images[index] for index in chosen]
+
+
+class _Counter:
+    """Joins the progress of several passes over the images into one."""
+
+    def __init__(self, progress: Progress | None, passes: int, images: int) -> None:
+        self._progress, self._total, self._begun = progress, passes * images, 0
+
+    def part(self) -> Progress:
+        """Return the callback of the next pass."""
+        begun = self._begun
+        span = self._total // 3
+        self._begun = min(begun + span, self._total)
+
+        def report(done: int, total: int) -> None:
+            if self._progress:
+                self._progress(min(begun + round(span * done / total), self._total), self._total)
+
+        return report
+
+    def finish(self) -> None:
+        """Report the end."""
+        if self._progress:
+            self._progress(self._total, self._total)

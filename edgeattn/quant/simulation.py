@@ -1,0 +1,104 @@
+"""What a plan does to a network, before any runtime is chosen: its logits on calibration images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.placement import Placement
+from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan, quantize_weight
+from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
+
+__all__ = ["PlanMeter", "batches_of", "simulated"]
+
+BATCH = 8
+_SILENCE = 1e-30
+
+
+class PlanMeter:
+    """Measures plans of one graph against the float graph.
+
+    Args:
+        graph: Canonical fp32 graph, as it was before any step.
+        placement: Where plans quantize, with the axis of each weight's output channels.
+        images: Arrays (1, C, H, W).
+    """
+
+    def __init__(self, graph: Graph, placement: Placement, images: Sequence[NDArray[np.float32]]) -> None:
+        self._graph = graph
+        self._placement = placement
+        network = TorchGraph(graph)
+        self._batches = batches_of(network, images)
+        self._reference = self._logits(network)
+
+    def step(self, name: str, plan: QuantPlan, seconds: float, *, kept: bool = True) -> LadderStep:
+        """Return what both profiles of `plan` reach."""
+        agreement: dict[Profile, float] = {}
+        sqnr: dict[Profile, float] = {}
+        for profile in PROFILES:
+            network = simulated(self._graph, plan, profile, self._placement.weights)
+            logits = self._logits(network, plan, profile)
+            agreement[profile] = float((logits.argmax(1) == self._reference.argmax(1)).mean())
+            error = float(np.square(logits - self._reference).sum())
+            power = float(np.square(self._reference).sum())
+            sqnr[profile] = 10 * float(np.log10(max(power, _SILENCE) / max(error, _SILENCE)))
+        return LadderStep(
+            step=name,
+            agreement_u8=agreement["u8"],
+            sqnr_db_u8=sqnr["u8"],
+            agreement_s8=agreement["s8"],
+            sqnr_db_s8=sqnr["s8"],
+            seconds=seconds,
+            kept=kept,
+        )
+
+    @torch.no_grad()
+    def _logits(
+        self, network: TorchGraph, plan: QuantPlan | None = None, profile: Profile = "u8"
+    ) -> NDArray[np.float64]:
+        quantizers = quantizers_of(plan, profile) if plan else {}
+        parts = [network(batch, quantizers).flatten(1).double().numpy() for batch in self._batches]
+        return np.concatenate(parts)
+
+
+def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, int]) -> TorchGraph:
+    """Return the graph with the plan's constants, weights on their grid.
+
+    Args:
+        graph: The calibrated graph; not changed.
+        plan: Its plan.
+        profile: Which spelling.
+        axes: Weight -> axis of its output channels.
+    """
+    adjusted = Graph(graph.to_model())
+    apply_plan_constants(adjusted, plan, profile)
+    for name, scales in plan.weights.items():
+        value = adjusted.constants[name]
+        steps = np.asarray(scales, np.float32)
+        shape = [-1 if dim == axes[name] else 1 for dim in range(value.ndim)]
+        integers = quantize_weight(value, steps, axes[name]).astype(np.float32)
+        adjusted.constants[name] = integers * steps.reshape(shape)
+    return TorchGraph(adjusted)
+
+
+@torch.no_grad()
+def batches_of(network: TorchGraph, images: Sequence[NDArray[np.float32]]) -> list[torch.Tensor]:
+    """Return the images in batches, single ones where the graph computes only those."""
+    tensors = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
+    size = BATCH if len(tensors) > 1 and _takes_batches(network, tensors[:2]) else 1
+    return [torch.cat(tensors[start : start + size]) for start in range(0, len(tensors), size)]
+
+
+def _takes_batches(network: TorchGraph, pair: Sequence[torch.Tensor]) -> bool:
+    """Whether two images at once give what they give one by one; constants may say batch 1."""
+    single = torch.cat([network(image) for image in pair])
+    try:
+        both = network(torch.cat(list(pair)))
+    except (RuntimeError, ValueError, IndexError):
+        return False
+    return both.shape == single.shape and torch.allclose(both, single, rtol=1e-3, atol=1e-4)
