@@ -98,7 +98,7 @@ def _peers(target: Target, attention: str, model: nn.Module, images: Any, folder
             artifact = _save(made, folder / f"{attention}-{name}.onnx", "u8")
             engines[name] = target.build(artifact, folder / "engines")
         except Exception as exc:
-            print(f"{attention}: {name} failed: {type(exc).__name__}: {exc}"[:300], file=sys.stderr)
+            sys.stderr.write(f"{attention}: {name} failed: {type(exc).__name__}: {exc}"[:300] + "\n")
     return engines
 
 
@@ -172,7 +172,9 @@ def measure(
             bare_engine, bare_ms = engines["ours"], results[0]["ours_int8_ms"]
             best = results[0]["peer"]
             bare_peer = peers[best] if best else None
-        print(json.dumps({k: v for k, v in results[-1].items() if "interval" not in k}), flush=True)
+        shown = {key: value for key, value in results[-1].items() if "interval" not in key}
+        sys.stdout.write(json.dumps(shown) + "\n")
+        sys.stdout.flush()
     return {"bare_int8_ms": bare_ms, "rows": results}
 
 
