@@ -282,7 +282,9 @@ def _is_addend(graph: Graph, name: str) -> bool:
         return False
     if name in user.input and any(other in graph.constants for other in user.input):
         return False
-    # Of two convolutions added together only the first keeps its result unquantized.
-    others = [graph.producer.get(other) for other in user.input if other != name]
-    both = [other for other in others if other is not None and other.op_type == "Conv"]
+    # Of two convolutions that only meet here, the first keeps its result unquantized. One that others read,
+    # too (the first block of a stage), is stored in any case: the branch is the other.
+    others = [other for other in user.input if other != name and graph.only_consumer(other) is not None]
+    producers = [graph.producer.get(other) for other in others]
+    both = [item for item in producers if item is not None and item.op_type == "Conv"]
     return not both or user.input[0] == name

@@ -1,0 +1,160 @@
+"""Where a graph is quantized: closed regions, shared ranges, gate policies, and what is fused away."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
+
+
+def model_of(
+    nodes: Sequence[onnx.NodeProto],
+    constants: Mapping[str, np.ndarray],
+    channels: int = 4,  # type: ignore[type-arg]
+) -> onnx.ModelProto:
+    graph = helper.make_graph(
+        list(nodes),
+        "test",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, (1, channels, 6, 6))],
+        [helper.make_tensor_value_info("logits", TensorProto.FLOAT, None)],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17)])
+
+
+def node(op: str, inputs: str, output: str, **attributes: object) -> onnx.NodeProto:
+    return helper.make_node(op, inputs.split(), [output], output, **attributes)
+
+
+def weight(out: int, channels: int = 4, *kernel: int) -> np.ndarray:  # type: ignore[type-arg]
+    return np.ones((out, channels, *(kernel or (1, 1))), np.float32)
+
+
+LAST = node("Conv", "last wl", "logits")
+
+
+def gate_model() -> onnx.ModelProto:
+    return model_of(
+        [
+            node("Conv", "input w0", "stem"),
+            node("AveragePool", "stem", "gate/pool", kernel_shape=[6, 6]),
+            node("Conv", "gate/pool w1", "gate/conv"),
+            node("Sigmoid", "gate/conv", "gate/sigmoid"),
+            node("Mul", "stem gate/sigmoid", "gate/mul"),
+            node("Conv", "gate/mul wl", "logits"),
+        ],
+        {"w0": weight(4), "w1": weight(4), "wl": weight(2)},
+    )
+
+
+def test_a_region_is_closed_and_the_output_stays_float() -> None:
+    place = place_quantizers(gate_model())
+    expected = ("input", "stem", "gate/pool", "gate/conv", "gate/sigmoid", "gate/mul")
+    assert place.activations == expected
+    assert set(place.weights) == {"w0", "w1", "wl"}
+
+
+@pytest.mark.parametrize(
+    ("policy", "quantized", "fixed"),
+    [
+        ("int8", {"gate/pool", "gate/conv", "gate/sigmoid", "gate/mul"}, set()),
+        ("fixed", {"gate/pool", "gate/conv", "gate/sigmoid", "gate/mul"}, {"gate/sigmoid"}),
+        ("float", {"gate/sigmoid", "gate/mul"}, {"gate/sigmoid"}),
+    ],
+)
+def test_a_gate_policy_holds_for_its_module(policy: str, quantized: set[str], fixed: set[str]) -> None:
+    place = place_quantizers(gate_model(), [GateRegion("gate", policy)])  # type: ignore[arg-type]
+    assert {name for name in place.activations if name.startswith("gate/")} == quantized
+    assert set(place.fixed) == fixed
+    assert all(place.fixed[name] == (0.0, 1.0) for name in fixed)
+
+
+def test_a_float_gate_keeps_its_weights_float() -> None:
+    place = place_quantizers(gate_model(), [GateRegion("gate", "float")])
+    assert "w1" not in place.weights
+
+
+def test_a_prefix_is_a_whole_path() -> None:
+    place = place_quantizers(gate_model(), [GateRegion("ga", "float")])
+    assert "gate/conv" in place.activations
+
+
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_what_a_fused_activation_reads_is_not_quantized(activation: str) -> None:
+    model = model_of(
+        [node("Conv", "input w0", "stem"), node(activation, "stem", "last"), LAST],
+        {"w0": weight(4), "wl": weight(2)},
+    )
+    assert place_quantizers(model).activations == ("input", "last")
+
+
+def scaled(factor: float) -> Placement:
+    return place_quantizers(
+        model_of(
+            [
+                node("Conv", "input w0", "one"),
+                node("Sigmoid", "one", "gate"),
+                node("Add", "gate input", "sum"),
+                node("Mul", "sum factor", "last"),
+                LAST,
+            ],
+            {"w0": weight(4), "wl": weight(2), "factor": np.float32(factor)},
+        )
+    )
+
+
+def test_a_positive_scalar_factor_is_a_change_of_scale() -> None:
+    assert "sum" not in scaled(0.5).activations
+    assert "last" in scaled(0.5).activations
+
+
+def test_a_negative_scalar_factor_is_not() -> None:
+    assert "sum" in scaled(-0.5).activations
+
+
+def z_pool(mean: onnx.NodeProto, **constants: np.ndarray) -> Placement:  # type: ignore[type-arg]
+    return place_quantizers(
+        model_of(
+            [
+                node("Conv", "input w0", "stem"),
+                node("ReduceMax", "stem", "max", axes=[1], keepdims=1),
+                mean,
+                node("Concat", "max mean", "last", axis=1),
+                node("Conv", "last w2", "logits"),
+            ],
+            {"w0": weight(4), "w2": weight(2, 2), **constants},
+        )
+    )
+
+
+@pytest.mark.parametrize("as_convolution", [False, True])
+def test_maxima_and_means_that_are_joined_share_the_map_s_range(as_convolution: bool) -> None:
+    if as_convolution:
+        place = z_pool(node("Conv", "stem wm", "mean"), wm=weight(1) / 4)
+    else:
+        place = z_pool(node("ReduceMean", "stem", "mean", axes=[1], keepdims=1))
+    assert {place.same_range[name] for name in ("max", "mean", "last")} == {"stem"}
+
+
+def test_a_convolution_that_is_no_mean_keeps_its_own_range() -> None:
+    place = z_pool(node("Conv", "stem wm", "mean"), wm=weight(1))
+    assert "mean" in place.activations
+    assert "last" in place.activations
+
+
+def test_the_convolution_s_branch_of_a_residual_sum_is_marked() -> None:
+    model = model_of(
+        [
+            node("Conv", "input w0", "stem"),
+            node("Conv", "stem w1", "branch"),
+            node("Add", "stem branch", "last"),
+            LAST,
+        ],
+        {"w0": weight(4), "w1": weight(4), "wl": weight(2)},
+    )
+    assert place_quantizers(model).addends == {"branch"}
