@@ -151,7 +151,7 @@ def _absorbs(graph: Graph, node: NodeProto) -> bool:
 
 def _own_copy(graph: Graph, node: NodeProto, index: int) -> str:
     """Give the node a constant of its own where others read the same one."""
-    name = node.input[index]
+    name = str(node.input[index])
     if name in graph.constants and len(graph.consumers[name]) > 1:
         copy = graph.fresh_name(f"{name}.copy")
         graph.constants[copy] = graph.constants[name]

@@ -69,15 +69,16 @@ class ObservedQuantizer(nn.Module):
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         """Quantize and dequantize `value`, any shape."""
         p = self.params
-        result = torch.fake_quantize_per_tensor_affine(
-            value, p.scale, p.zero_point, p.quant_min, p.quant_max
-        )
+        result = torch.fake_quantize_per_tensor_affine(value, p.scale, p.zero_point, p.quant_min, p.quant_max)
         integers = torch.round(result / p.scale) + p.zero_point
         self.integers = integers.detach().cpu().numpy().astype(p.dtype)
         return result
 
 
 class _ChannelWeights(nn.Module):
+    scales: torch.Tensor
+    zeros: torch.Tensor
+
     def __init__(self, scales: NDArray[np.float64]) -> None:
         super().__init__()
         self.register_buffer("scales", torch.from_numpy(scales.astype(np.float32)), persistent=False)
@@ -218,12 +219,12 @@ def _write_weight(layer: nn.Module, weight: NDArray[np.float32], ratio: NDArray[
 def _write_bias(
     layer: nn.Module, norm: nn.Module | None, bias: NDArray[np.float32], ratio: NDArray[np.float64]
 ) -> None:
-    own = layer.bias.detach().double().numpy() if layer.bias is not None else 0.0  # type: ignore[operator, union-attr]
+    own = layer.bias.detach().double().numpy() if isinstance(layer.bias, nn.Parameter) else 0.0
     if norm is None:
-        layer.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator, union-attr]
+        layer.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
         return
-    mean = norm.running_mean.double().numpy()  # type: ignore[operator, union-attr]
-    norm.bias.copy_(torch.from_numpy((bias - (own - mean) * ratio).astype(np.float32)))  # type: ignore[operator, union-attr]
+    mean = norm.running_mean.double().numpy()  # type: ignore[operator]
+    norm.bias.copy_(torch.from_numpy((bias - (own - mean) * ratio).astype(np.float32)))  # type: ignore[operator]
 
 
 def _hooked(
@@ -264,12 +265,12 @@ def _trainable(limit: NDArray[np.float64], shape: tuple[int, ...], *, is_weight:
         )
     )
     with torch.no_grad():
-        quantizer.scale.copy_(torch.from_numpy(limit.astype(np.float32)).reshape(shape))  # type: ignore[operator, union-attr]
+        quantizer.scale.copy_(torch.from_numpy(limit.astype(np.float32)).reshape(shape))  # type: ignore[operator]
     return quantizer
 
 
 def _limits(quantizer: nn.Module) -> NDArray[np.float64]:
-    value: NDArray[np.float64] = quantizer.scale.detach().abs().cpu().double().reshape(-1).numpy()  # type: ignore[operator, union-attr]
+    value: NDArray[np.float64] = quantizer.scale.detach().abs().cpu().double().reshape(-1).numpy()  # type: ignore[operator]
     return value
 
 

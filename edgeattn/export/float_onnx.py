@@ -105,7 +105,7 @@ def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
             torch.onnx.export(
                 marked,
                 (torch.zeros(*input_shape, device=_device(module)),),
-                buffer,
+                buffer,  # type: ignore[arg-type]  # a file object works with this exporter
                 dynamo=False,
                 opset_version=OPSET,
                 custom_opsets={_DOMAIN: 1},

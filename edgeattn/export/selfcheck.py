@@ -92,7 +92,9 @@ def _torch_integers(
         found: dict[str, NDArray[np.generic]] = {}
         for name, quantizer in quantized.activations.items():
             if not isinstance(quantizer, ObservedQuantizer) or quantizer.integers is None:
-                raise ParityError(f"Export check: nothing was quantized at {name!r}; the hook was not reached.")
+                raise ParityError(
+                    f"Export check: nothing was quantized at {name!r}; the hook was not reached."
+                )
             found[name] = quantizer.integers
         result.append(found)
     return result

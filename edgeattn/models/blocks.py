@@ -5,7 +5,16 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-__all__ = ["Classifier", "ConvBnAct", "make_activation", "round_channels"]
+__all__ = ["Classifier", "ConvBnAct", "ExplicitSwish", "make_activation", "round_channels"]
+
+
+class ExplicitSwish(nn.Module):
+    """Swish as the two operations that graphs spell it with, so that each can be quantized."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return ``x * sigmoid(x)``."""
+        return x * torch.sigmoid(x)
+
 
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu6": nn.ReLU6,

@@ -13,6 +13,7 @@ from torch import nn
 from edgeattn.attention import attentions
 from edgeattn.attention.base import Attention
 from edgeattn.errors import ModelError, RecipeError, close_matches_hint
+from edgeattn.models.blocks import ExplicitSwish
 from edgeattn.models.tree import (
     evaluating,
     first_leaf,
@@ -172,6 +173,9 @@ def to_edge_form(
             return replacement
         parent, name = split_path(path)
         setattr(result.get_submodule(parent), name, replacement)
+    for path in [path for path, module in result.named_modules() if path and isinstance(module, nn.SiLU)]:
+        parent, name = split_path(path)
+        setattr(result.get_submodule(parent), name, ExplicitSwish())
     return result
 
 

@@ -63,9 +63,7 @@ class SegmentRunner:
         read = {name for node in piece for name in node.input if name}
         constants = {name: self.graph.constants[name] for name in read if name in self.graph.constants}
         inputs = sorted(read - made - constants.keys())
-        outputs = sorted(
-            name for name in made if last_use.get(name, -1) > index or name in piece[-1].output
-        )
+        outputs = sorted(name for name in made if last_use.get(name, -1) > index or name in piece[-1].output)
         sample = self.values[0]
         graph = helper.make_graph(
             list(piece),
@@ -85,10 +83,10 @@ class SegmentRunner:
         model.ir_version = 8
         options = ort.SessionOptions()
         options.log_severity_level = 3
+        # One thread: many small graphs, where waking threads costs more than they give.
+        options.intra_op_num_threads = 1
         options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = ort.InferenceSession(
-            model.SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for values in self.values:
             results = session.run(outputs, {name: values[name] for name in inputs})
             values.update(zip(outputs, results, strict=True))

@@ -1,0 +1,128 @@
+"""Anyone's ONNX: what can be used is used, everything else is refused with a reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+import pytest
+from onnx import ModelProto, TensorProto, helper, numpy_helper
+
+from edgeattn.errors import ModelError
+from edgeattn.export.from_onnx import load_float_onnx, read_onnx
+
+
+def _classifier(
+    *,
+    shape: tuple[object, ...] = (1, 3, 8, 8),
+    inputs: int = 1,
+    dtype: int = TensorProto.FLOAT,
+    quantized: bool = False,
+    domain: str = "",
+    opset: int = 17,
+) -> ModelProto:
+    generator = np.random.default_rng(0)
+    weight = generator.standard_normal((4, 3, 3, 3)).astype(np.float32)
+    dense = generator.standard_normal((5, 4)).astype(np.float32)
+    nodes = [
+        helper.make_node("Conv", ["x0", "w"], ["c"], kernel_shape=[3, 3]),
+        helper.make_node("Relu", ["c"], ["r"], domain=domain),
+        helper.make_node("GlobalAveragePool", ["r"], ["g"]),
+        helper.make_node("Flatten", ["g"], ["f"]),
+        helper.make_node("Gemm", ["f", "d"], ["y"], transB=1),
+    ]
+    constants = {"w": weight, "d": dense}
+    if quantized:
+        constants |= {"s": np.float32(0.1), "z": np.uint8(0)}
+        nodes[1:1] = [
+            helper.make_node("QuantizeLinear", ["c", "s", "z"], ["q"]),
+            helper.make_node("DequantizeLinear", ["q", "s", "z"], ["c2"]),
+        ]
+        nodes[3].input[0] = "c2"
+    graph = helper.make_graph(
+        nodes,
+        "classifier",
+        [helper.make_tensor_value_info(f"x{i}", dtype, shape) for i in range(inputs)],
+        [helper.make_tensor_value_info("y", dtype, [1, 5])],
+        [numpy_helper.from_array(np.asarray(value), name) for name, value in constants.items()],
+    )
+    imports = [helper.make_opsetid("", opset)]
+    if domain:
+        imports.append(helper.make_opsetid(domain, 1))
+    model = helper.make_model(graph, opset_imports=imports)
+    model.ir_version = 8
+    return model
+
+
+def _save(model: ModelProto, folder: Path) -> Path:
+    path = folder / "model.onnx"
+    path.write_bytes(model.SerializeToString())
+    return path
+
+
+def test_a_plain_classifier_is_taken_and_computes_the_same(tmp_path: Path) -> None:
+    model = _classifier()
+    taken = load_float_onnx(_save(model, tmp_path))
+    image = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(np.float32)
+    outputs = [
+        ort.InferenceSession(m.SerializeToString(), providers=["CPUExecutionProvider"]).run(
+            None, {"x0": image}
+        )[0]
+        for m in (model, taken)
+    ]
+    assert np.allclose(*outputs, atol=1e-5)
+
+
+def test_an_old_opset_is_converted(tmp_path: Path) -> None:
+    taken = load_float_onnx(_save(_classifier(opset=11), tmp_path))
+    assert taken.opset_import[0].version >= 13
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"inputs": 2}, "2 inputs"),
+        ({"shape": ("batch", 3, 8, 8)}, "dynamic shape"),
+        ({"shape": (2, 3, 8, 8)}, "batch 1"),
+        ({"quantized": True}, "already quantized"),
+        ({"domain": "com.example"}, "com.example"),
+    ],
+)
+def test_what_cannot_be_quantized_is_refused_with_the_reason(
+    changes: dict[str, object], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(ModelError, match=message):
+        load_float_onnx(_save(_classifier(**changes), tmp_path))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x07", b"\x89PNG\r\n" * 20])
+def test_a_file_that_is_no_onnx_is_refused(content: bytes, tmp_path: Path) -> None:
+    path = tmp_path / "model.onnx"
+    path.write_bytes(content)
+    with pytest.raises(ModelError, match=r"not an ONNX model|not a valid ONNX model"):
+        read_onnx(path)
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match=r"nothing\.onnx"):
+        read_onnx(tmp_path / "nothing.onnx")
+
+
+def test_external_weights_are_not_followed(tmp_path: Path) -> None:
+    model = _classifier()
+    path = tmp_path / "model.onnx"
+    onnx.save(model, path, save_as_external_data=True, location="../secret.bin", size_threshold=0)
+    with pytest.raises(ModelError, match="other files"):
+        read_onnx(path)
+
+
+def test_constant_subgraphs_are_folded(tmp_path: Path) -> None:
+    model = _classifier()
+    half = numpy_helper.from_array(np.float32(0.5), "half")
+    model.graph.initializer.append(half)
+    model.graph.node.insert(0, helper.make_node("Mul", ["w", "half"], ["w2"]))
+    model.graph.node[1].input[1] = "w2"
+    taken = load_float_onnx(_save(model, tmp_path))
+    assert [node.op_type for node in taken.graph.node].count("Mul") == 0

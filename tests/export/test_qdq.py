@@ -1,0 +1,192 @@
+"""QDQ emission: exact against torch, and spelled as the runtimes want it."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import onnx
+import pytest
+import torch
+from export_networks import SHAPE, gates_of, make_edge, make_images
+from onnx import numpy_helper
+
+from edgeattn.attention import attentions
+from edgeattn.errors import ModelError, ParityError
+from edgeattn.export.fake_quant import attach_fake_quant, attach_trainable, read_back, write_constants
+from edgeattn.export.float_onnx import export_float
+from edgeattn.export.qdq import emit_qdq
+from edgeattn.export.selfcheck import check_export
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.placement import place_quantizers
+from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
+from edgeattn.quant.ptq import make_plan
+
+FAST = PtqConfig(bias_correction=False)
+
+
+def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-def]
+    edge = make_edge(kind, arch)
+    export = export_float(edge, SHAPE)
+    plan = make_plan(export.model, make_images(16), FAST, gates_of(edge))
+    return edge, export, plan
+
+
+@pytest.mark.parametrize("kind", ["none", *attentions])
+def test_every_integer_is_within_one_step_of_torch(kind: str) -> None:
+    edge, export, plan = _planned(kind)
+    for profile in PROFILES:
+        adjusted = Graph(export.model)
+        apply_plan_constants(adjusted, plan, profile)
+        module = write_constants(edge, export, adjusted)
+        found = check_export(
+            attach_fake_quant(module, export, plan, profile),
+            emit_qdq(export.model, plan, profile),
+            make_images(2, seed=1),
+        )
+        assert found.largest_lsb <= 1
+        assert found.share_different < 0.005
+        assert found.tensors > 60
+
+
+def test_swish_networks_are_quantized_where_hooks_reach() -> None:
+    edge, export, plan = _planned("none", "efficientnet_b0")
+    found = check_export(
+        attach_fake_quant(write_constants(edge, export, _adjusted(export, plan, "u8")), export, plan, "u8"),
+        emit_qdq(export.model, plan, "u8"),
+        make_images(1, seed=1),
+    )
+    assert found.largest_lsb <= 1
+
+
+def _adjusted(export, plan: QuantPlan, profile: Profile) -> Graph:  # type: ignore[no-untyped-def]
+    graph = Graph(export.model)
+    apply_plan_constants(graph, plan, profile)
+    return graph
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+@pytest.mark.parametrize("fault", ["scale", "weight", "bias"])
+def test_a_planted_fault_is_found_and_named(profile: Profile, fault: str) -> None:
+    edge, export, plan = _planned("none")
+    model = emit_qdq(export.model, plan, profile)
+    planted = {"scale": ".scale", "weight": ".weight.quantized", "bias": "folded_bias"}[fault]
+    item = next(
+        item
+        for item in model.graph.initializer
+        if item.name.endswith(planted) and (fault != "scale" or item.name.startswith("features/4"))
+    )
+    value = numpy_helper.to_array(item)
+    changed = {"scale": value * 2, "weight": np.roll(value, 1, axis=0), "bias": value + 1}[fault]
+    item.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), item.name))
+    module = write_constants(edge, export, _adjusted(export, plan, profile))
+    with pytest.raises(ParityError, match="features/"):
+        check_export(attach_fake_quant(module, export, plan, profile), model, make_images(2, seed=1))
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_weights_are_int8_per_channel_and_activations_match_the_profile(profile: Profile) -> None:
+    _, export, plan = _planned("coord")
+    model = emit_qdq(export.model, plan, profile)
+    constants = {item.name: numpy_helper.to_array(item) for item in model.graph.initializer}
+    for node in model.graph.node:
+        if node.op_type == "DequantizeLinear" and node.input[0] in constants:
+            weight, scale, zero = (constants[name] for name in node.input)
+            assert weight.dtype == np.int8
+            assert scale.ndim == 1
+            assert not zero.any()
+            assert weight.min() >= -127
+        elif node.op_type == "QuantizeLinear":
+            zero = constants[node.input[2]]
+            assert zero.dtype == (np.uint8 if profile == "u8" else np.int8)
+            if profile == "s8":
+                assert zero == 0
+
+
+def test_u8_absorbs_every_clip_behind_a_convolution() -> None:
+    _, export, plan = _planned("none")
+    operators = [node.op_type for node in emit_qdq(export.model, plan, "u8").graph.node]
+    assert "Clip" not in operators
+    assert "Relu" not in operators
+
+
+def test_s8_leaves_the_convolutions_branch_of_an_add_alone() -> None:
+    _, export, plan = _planned("none")
+    graph = Graph(emit_qdq(export.model, plan, "s8"))
+    adds = [node for node in graph.nodes if node.op_type == "Add"]
+    assert adds
+    for node in adds:
+        kinds = sorted(graph.producer[name].op_type for name in node.input)
+        assert kinds == ["Conv", "DequantizeLinear"]
+
+
+def test_no_scalar_constant_is_quantized() -> None:
+    for kind in attentions:
+        _, export, plan = _planned(kind)
+        graph = Graph(emit_qdq(export.model, plan, "s8"))
+        for node in graph.nodes:
+            if node.op_type == "QuantizeLinear":
+                assert node.input[0] not in graph.constants
+
+
+def test_a_plan_of_another_graph_is_refused() -> None:
+    _, export, _ = _planned("none")
+    _, _, other = _planned("coord")
+    with pytest.raises(ModelError, match="calibrate this one"):
+        emit_qdq(export.model, other, "u8")
+
+
+def test_float_gates_stay_float_but_for_the_full_map() -> None:
+    edge = make_edge("coord")
+    export = export_float(edge, SHAPE)
+    plan = make_plan(export.model, make_images(16), FAST, gates_of(edge, "float"))
+    inside = [name for name in plan.activations if "/attention/" in name]
+    assert inside
+    assert not any("conv1" in name or "bn1" in name for name in inside)
+    sigmoids = [name for name in inside if "sigmoid" in name]
+    assert sigmoids
+    for name in sigmoids:
+        assert (plan.activations[name].low, plan.activations[name].high) == (0.0, 1.0)
+
+
+def test_training_quantizers_start_where_ptq_ended_and_share_parameters() -> None:
+    edge, export, plan = _planned("coord")
+    placement = place_quantizers(export.model, gates_of(edge))
+    quantized = attach_trainable(edge, export, plan, placement)
+    own = {id(parameter) for parameter in edge.parameters()}
+    assert own <= {id(parameter) for parameter in quantized.module.parameters()}
+    back = read_back(quantized, export, plan, placement)
+    assert back.method == "qat"
+    for name, scales in plan.weights.items():
+        assert np.allclose(back.weights[name], scales, rtol=1e-5)
+    for name, wanted in plan.activations.items():
+        assert back.activations[name].limit == pytest.approx(wanted.limit, rel=1e-5)
+    quantized.module(torch.randn(2, *SHAPE[1:])).square().sum().backward()
+    moved = [module.scale.grad for module in quantized.activations.values() if module.scale.requires_grad]
+    assert sum(grad is not None and bool(grad.abs().sum() > 0) for grad in moved) > len(moved) // 2
+
+
+def test_written_constants_make_the_module_compute_the_adjusted_graph() -> None:
+    edge, export, _ = _planned("none")
+    graph = Graph(export.model)
+    name, origin = next((n, o) for n, o in export.weights.items() if o.norm)
+    graph.constants[name] = (graph.constants[name] * 1.5).astype(np.float32)
+    graph.constants[origin.bias] = (graph.constants[origin.bias] + 0.25).astype(np.float32)
+    before = copy.deepcopy(edge.state_dict())
+    changed = export_float(write_constants(edge, export, graph), SHAPE)
+    again = Graph(changed.model)
+    assert np.allclose(again.constants[name], graph.constants[name], atol=1e-6)
+    assert np.allclose(again.constants[origin.bias], graph.constants[origin.bias], atol=1e-5)
+    for key, value in edge.state_dict().items():
+        assert torch.equal(before[key], value)
+
+
+def test_emission_is_valid_onnx_with_fixed_shapes() -> None:
+    _, export, plan = _planned("triplet")
+    model = emit_qdq(export.model, plan, "s8")
+    onnx.checker.check_model(model, full_check=True)
+    inputs, outputs = Graph(model).io_specs()
+    assert inputs[0].shape == SHAPE
+    assert outputs[0].shape == (1, 10)
