@@ -114,7 +114,7 @@ attentions.register(
         title="Convolutional Block Attention Module",
         paper="1807.06521",
         placement="hidden",
-        edge_forms=("pool_conv", "mean_conv"),
+        edge_forms=("pool_conv", "mean_conv", "short_axis_pool", "short_axis_mean"),
         default_form="pool_conv",
         module="edgeattn.attention.cbam:ConvolutionalBlockAttention",
         reads_size=True,

@@ -18,6 +18,7 @@ from torch import nn
 
 from edgeattn.attention.base import Attention, EdgeForm
 from edgeattn.attention.layers import (
+    BandedConvBn,
     ChannelMeanConv,
     ConvBn,
     DoubledBiasConv,
@@ -53,7 +54,7 @@ class _ChannelGate(nn.Module):
 
 
 class _SpatialGate(nn.Module):
-    def __init__(self, spatial: ConvBn) -> None:
+    def __init__(self, spatial: nn.Module) -> None:
         super().__init__()
         self.spatial = spatial
 
@@ -97,18 +98,25 @@ class ConvolutionalBlockAttention(Attention):
         last.weight.zero_()
         if last.bias is not None:
             last.bias.zero_()
-        self.SpatialGate.spatial.bn.weight.zero_()
-        self.SpatialGate.spatial.bn.bias.zero_()
+        spatial = self._spatial_layer()
+        spatial.bn.weight.zero_()
+        spatial.bn.bias.zero_()
         return 0.25
 
     def map_reading_weights(self) -> list[torch.Tensor]:
         """Return the first weights of both gates."""
-        return [self._mlp_layer("1").weight, self.SpatialGate.spatial.conv.weight]
+        return [self._mlp_layer("1").weight, self._spatial_layer().conv.weight]
 
     def _mlp_layer(self, key: str) -> nn.Conv2d:
         layer = self.ChannelGate.mlp.get_submodule(key)
         if not isinstance(layer, nn.Conv2d):
             raise TypeError(f"ChannelGate.mlp.{key} was replaced by {type(layer).__name__}.")
+        return layer
+
+    def _spatial_layer(self) -> ConvBn:
+        layer = self.SpatialGate.spatial
+        if not isinstance(layer, ConvBn):
+            raise TypeError(f"SpatialGate.spatial was replaced by {type(layer).__name__}.")
         return layer
 
     def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
@@ -119,12 +127,13 @@ class _CbamEdge(EdgeForm):
     """Static pools; one last MLP layer for both pools.
 
     The last layer is linear, so it runs once on the sum: ``f(a) + f(b)`` is ``f(a + b)`` with twice the
-    bias.
+    bias. In the forms ``short_axis_*`` the spatial plane's rows are the channels of a banded convolution,
+    which fills the lanes that a convolution to one channel leaves idle.
     """
 
     def __init__(self, source: ConvolutionalBlockAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
-        pooled = form == "pool_conv"
+        pooled = form in ("pool_conv", "short_axis_pool")
         last = source._mlp_layer("3")
         self.avg_pool = make_average(pooled, height, width)
         self.max_pool = make_maximum(pooled, height, width)
@@ -134,7 +143,11 @@ class _CbamEdge(EdgeForm):
         self.sigmoid_channel = nn.Sigmoid()
         self.channel_max = Max(1)
         self.channel_mean = ChannelMeanConv(source.channels, last.weight) if pooled else Mean(1)
-        self.SpatialGate = _SpatialGate(source.SpatialGate.spatial)
+        self._short_axis = form.startswith("short_axis")
+        spatial = source._spatial_layer()
+        self.SpatialGate = _SpatialGate(
+            BandedConvBn(spatial, height, along_width=True) if self._short_axis else spatial
+        )
         self.sigmoid_spatial = nn.Sigmoid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -142,6 +155,13 @@ class _CbamEdge(EdgeForm):
         first, act, last = self.ChannelGate.mlp.children()
         summed = act(first(self.avg_pool(x))) + act(first(self.max_pool(x)))
         y: torch.Tensor = x * self.sigmoid_channel(last(summed))
-        planes = torch.cat([self.channel_max(y), self.channel_mean(y)], dim=1)
+        maximum, mean = self.channel_max(y), self.channel_mean(y)
+        if self._short_axis:
+            # (N, 1, H, W) is (N, H, 1, W) in memory.
+            shape = (-1, self.height, 1, self.width)
+            maximum, mean = maximum.reshape(shape), mean.reshape(shape)
+        planes = torch.cat([maximum, mean], dim=1)
         gate: torch.Tensor = self.sigmoid_spatial(self.SpatialGate.spatial(planes))
+        if self._short_axis:
+            gate = gate.reshape(-1, 1, self.height, self.width)
         return y * self.apply_factor(gate)

@@ -22,7 +22,7 @@ _CPU = MappingProxyType(
         "coord": "two_branch_pool",
         "triplet": "short_axis_pool",
         "se": "pool_conv",
-        "cbam": "pool_conv",
+        "cbam": "short_axis_pool",
     }
 )
 # TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing.

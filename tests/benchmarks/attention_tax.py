@@ -80,7 +80,7 @@ def _ours(target: Target, attention: str, model: nn.Module, images: Any, folder:
         for path, module in edge.named_modules()
         if isinstance(module, EdgeForm)
     ]
-    config = PtqConfig(range_estimator="minmax", bias_correction=False)
+    config = PtqConfig(range_estimator="minmax", equalization=False, stop_at_sqnr_db=-1000.0)
     quantized = emit_qdq(floating, make_plan(floating, images, config, gates=gates), target.profile)
     engines = {}
     for name, value, profile in (("ours", quantized, target.profile), ("fp32", floating, "fp32")):
