@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -220,7 +219,10 @@ class _Preparation:
         ptq_key: Mapping[str, Any],
     ) -> _Quantized:
         recipe, folder = self.recipe, self.space.folder
-        student = copy.deepcopy(edge)
+        # Training goes on from what calibration found: equalized channels are a better start.
+        adjusted = Graph(export.model)
+        apply_plan_constants(adjusted, plan, "u8")
+        student = write_constants(edge, export, adjusted)
         key = {
             "ptq": ptq_key,
             "qat": recipe.quant.qat.model_dump(mode="json"),
@@ -356,6 +358,7 @@ class _Preparation:
             "quantized_activations": len(plan.activations),
             "quantized_weights": len(plan.weights),
             "selfcheck": self.checks,
+            "ladder": [step.model_dump() for step in plan.ladder],
             "provenance": dict(plan.provenance),
         }
 

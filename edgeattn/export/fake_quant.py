@@ -122,14 +122,16 @@ def attach_trainable(
 ) -> FakeQuantized:
     """Return a copy of `module`, sharing its Parameters, with NNCF's trainable quantizers.
 
-    Activations train in the stricter profile, signed and symmetric, so that the result serves both.
-    Every bound is learned but those that `placement` fixes.
+    Activations train on the coarser of the two profiles' grids, so that the result serves both: signed
+    and symmetric, but unsigned where profile s8 folds the zero point away and so has all 256 levels. Every
+    bound is learned but those that `placement` fixes.
     """
     activations: dict[str, nn.Module] = {}
     for name, wanted in plan.activations.items():
         if name not in placement.same_range:
-            limit = np.asarray([wanted.limit])
-            activations[name] = _trainable(limit, (1,), is_weight=False)
+            unsigned = _trains_unsigned(wanted)
+            limit = np.asarray([wanted.high if unsigned else wanted.limit])
+            activations[name] = _trainable(limit, (1,), is_weight=False, is_signed=not unsigned)
             if name in placement.fixed:
                 activations[name].disable_gradients()  # type: ignore[operator]
     weights: dict[str, nn.Module] = {}
@@ -138,7 +140,7 @@ def attach_trainable(
         if name in plan.weights:
             limit = _raw_scales(plan.weights[name], origin) * WEIGHT_LIMIT
             shape = (len(limit),) + (1,) * (len(shapes[name]) - 1)
-            weights[name] = _trainable(limit, shape, is_weight=True)
+            weights[name] = _trainable(limit, shape, is_weight=True, is_signed=True)
     return _hooked(module, export, activations, weights)
 
 
@@ -159,7 +161,13 @@ def read_back(
         limit = max(float(_limits(quantizer)[0]), _LEAST_LIMIT)
         # The same grid in both profiles: 128 added to values and zero point changes nothing.
         low = 0.0 if before.low == 0.0 else -limit * 128 / 127
-        activations[name] = ActivationRange(low=low, high=limit, limit=limit, addend=before.addend)
+        activations[name] = ActivationRange(
+            low=low,
+            high=limit,
+            limit=limit,
+            addend=before.addend,
+            folds_zero_point=_trains_unsigned(before),
+        )
     weights = {
         name: np.maximum(
             _limits(trained.weights[name]) / WEIGHT_LIMIT * np.abs(origin.ratio), _LEAST_LIMIT
@@ -172,6 +180,7 @@ def read_back(
         activations=activations,
         weights=weights,
         float_regions=plan.float_regions,
+        ladder=plan.ladder,
         provenance=plan.provenance,
     )
 
@@ -249,15 +258,26 @@ def _hooked(
     return FakeQuantized(copy, dict(activations), dict(weights))
 
 
-def _trainable(limit: NDArray[np.float64], shape: tuple[int, ...], *, is_weight: bool) -> nn.Module:
-    from nncf.common.quantization.structs import QuantizationScheme
-    from nncf.torch.quantization.layers import PTQuantizerSpec, SymmetricQuantizer
+def _trains_unsigned(wanted: ActivationRange) -> bool:
+    return wanted.low == 0.0 and wanted.folds_zero_point
 
+
+def _trainable(
+    limit: NDArray[np.float64], shape: tuple[int, ...], *, is_weight: bool, is_signed: bool
+) -> nn.Module:
+    from nncf.common.quantization.structs import QuantizationScheme
+    from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
+    from nncf.torch.quantization.layers import PTQuantizerSpec, SymmetricQuantizer
+    from nncf.torch.quantization.reference import ReferenceQuantizedFunctions
+
+    # NNCF would compile C++ on first use: half a minute, a compiler needed, and no faster here than its
+    # own torch operations. With these, training is also the same on every machine.
+    QuantizedFunctionsCPU._loaded_namespace = ReferenceQuantizedFunctions
     quantizer: nn.Module = SymmetricQuantizer(
         PTQuantizerSpec(
             num_bits=8,
             mode=QuantizationScheme.SYMMETRIC,
-            signedness_to_force=True,
+            signedness_to_force=is_signed,
             narrow_range=is_weight,
             half_range=False,
             scale_shape=shape,

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
-import onnx
 import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
@@ -112,8 +111,11 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 
 def test_external_weights_are_not_followed(tmp_path: Path) -> None:
     model = _classifier()
-    path = tmp_path / "model.onnx"
-    onnx.save(model, path, save_as_external_data=True, location="../secret.bin", size_threshold=0)
+    weight = model.graph.initializer[0]
+    weight.ClearField("raw_data")
+    weight.data_location = TensorProto.EXTERNAL
+    weight.external_data.add(key="location", value="../secret.bin")
+    path = _save(model, tmp_path)
     with pytest.raises(ModelError, match="other files"):
         read_onnx(path)
 

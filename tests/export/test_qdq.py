@@ -24,7 +24,7 @@ from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
-FAST = PtqConfig(bias_correction=False)
+FAST = PtqConfig()
 
 
 def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-def]
@@ -48,7 +48,7 @@ def test_every_integer_is_within_one_step_of_torch(kind: str) -> None:
         )
         assert found.largest_lsb <= 1
         assert found.share_different < 0.005
-        assert found.tensors > 60
+        assert found.tensors > 50
 
 
 def test_swish_networks_are_quantized_where_hooks_reach() -> None:
@@ -79,7 +79,10 @@ def test_a_planted_fault_is_found_and_named(profile: Profile, fault: str) -> Non
         if item.name.endswith(planted) and (fault != "scale" or item.name.startswith("features/4"))
     )
     value = numpy_helper.to_array(item)
-    changed = {"scale": value * 2, "weight": np.roll(value, 1, axis=0), "bias": value + 1}[fault]
+    if fault == "weight":
+        changed = np.roll(value, 1, axis=0)
+    else:
+        changed = value * 2 if fault == "scale" else value + 1
     item.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), item.name))
     module = write_constants(edge, export, _adjusted(export, plan, profile))
     with pytest.raises(ParityError, match="features/"):
@@ -142,7 +145,8 @@ def test_float_gates_stay_float_but_for_the_full_map() -> None:
     edge = make_edge("coord")
     export = export_float(edge, SHAPE)
     plan = make_plan(export.model, make_images(16), FAST, gates_of(edge, "float"))
-    inside = [name for name in plan.activations if "/attention/" in name]
+    # The first block with a gate: its map is larger than one pixel, so pooled maps can be told from it.
+    inside = [name for name in plan.activations if name.startswith("features/2/conv/attention/")]
     assert inside
     assert not any("conv1" in name or "bn1" in name for name in inside)
     sigmoids = [name for name in inside if "sigmoid" in name]

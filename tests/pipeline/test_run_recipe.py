@@ -20,7 +20,6 @@ QUICKER = (
     "model.width=0.1",
     "train.epochs=1",
     "quant.qat.epochs=1",
-    "quant.ptq.bias_correction=false",
     "measure.limit=40",
     "accept={}",
     "targets=[ort-cpu, openvino-cpu]",
