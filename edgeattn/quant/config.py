@@ -33,6 +33,15 @@ class PtqConfig(BaseModel):
     equalization: Annotated[
         bool, Field(description="Bring the channels before depthwise convolutions to like ranges.")
     ] = True
+    tuning_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="Batches of calibration images from which biases are tuned towards the float "
+            "network's logits, for each profile; 0 leaves them.",
+        ),
+    ] = 40
     stop_at_sqnr_db: Annotated[
         float | None, Field(description="Skip the steps left once both profiles reach this.")
     ] = None

@@ -22,12 +22,15 @@ from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
-from edgeattn.quant.plan import ActivationRange, LadderStep, QuantPlan
+from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, QuantPlan
 from edgeattn.quant.simulation import PlanMeter
+from edgeattn.quant.tuning import tune_biases
 
 __all__ = ["GateRegion", "make_plan"]
 
-MEASURED_IMAGES = 64
+MEASURED_IMAGES = 50
+LEAST_MEASURED = 8
+RANGES_SHARE, TUNING_SHARE = 0.1, 0.4
 FULL_STRENGTH = 1.0
 
 Images = Sequence[NDArray[np.float32]]
@@ -60,7 +63,8 @@ def make_plan(
         raise DataError("There is no calibration image; give at least 16, better 200.")
     place = place_quantizers(model, gates)
     graph = Graph(model)
-    counter = _Counter(progress, passes=3 if config.equalization else 2, images=len(images))
+    counter = _Counter(progress)
+    held_out, learned_from = _split(images)
     start = time.perf_counter()
     empty = QuantPlan(
         method="ptq",
@@ -71,15 +75,24 @@ def make_plan(
     )
     plan = _with_ranges(empty, graph, place, images, config, counter)
     seconds = time.perf_counter() - start
-    meter = PlanMeter(graph, place, _spread(images, MEASURED_IMAGES))
+    meter = PlanMeter(graph, place, held_out)
     ladder = [meter.step(f"ranges: {config.range_estimator}", plan, seconds)]
-    if config.equalization and not _is_enough(ladder[-1], config):
+    if config.equalization and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
         scales = _equalizing_scales(graph, images)
         if scales:
             changed = plan.model_copy(update={"channel_scales": scales})
             changed = _with_ranges(changed, graph, place, images, config, counter)
             plan = _climb(ladder, meter, "channel equalization", plan, changed, start)
+    for profile in PROFILES if config.tuning_steps else ():
+        if _is_enough(_last_kept(ladder), config):
+            break
+        start = time.perf_counter()
+        shifts = tune_biases(
+            graph, plan, profile, place.weights, learned_from, config.tuning_steps, counter.part(TUNING_SHARE)
+        )
+        changed = plan.model_copy(update={"bias_shift": {**plan.bias_shift, profile: shifts}})
+        plan = _climb(ladder, meter, f"bias tuning: {profile}", plan, changed, start)
     counter.finish()
     return plan.model_copy(update={"ladder": ladder})
 
@@ -88,12 +101,16 @@ def _climb(
     ladder: list[LadderStep], meter: PlanMeter, name: str, before: QuantPlan, after: QuantPlan, start: float
 ) -> QuantPlan:
     """Measure a step, note it, and return the plan to go on with."""
-    last = next(step for step in reversed(ladder) if step.kept)
+    last = _last_kept(ladder)
     seconds = time.perf_counter() - start
     step = meter.step(name, after, seconds)
     kept = step.sqnr_db_u8 + step.sqnr_db_s8 > last.sqnr_db_u8 + last.sqnr_db_s8
     ladder.append(step.model_copy(update={"kept": kept}))
     return after if kept else before
+
+
+def _last_kept(ladder: Sequence[LadderStep]) -> LadderStep:
+    return next(step for step in reversed(ladder) if step.kept)
 
 
 def _is_enough(step: LadderStep, config: PtqConfig) -> bool:
@@ -125,7 +142,7 @@ def _with_ranges(
         adjusted.to_model(),
         place.activations,
         images,
-        counter.part(),
+        counter.part(RANGES_SHARE),
         histograms=estimator in ("mse", "percentile"),
     )
     tied = set(place.same_range.values())
@@ -157,31 +174,39 @@ def _gains_by_folding(graph: Graph, name: str, low: float, high: float, limit: f
     return (high - low) / 255 < 0.9 * limit / 127 and can_fold_zero_point(graph, name)
 
 
-def _spread(images: Images, count: int) -> list[NDArray[np.float32]]:
-    """Return up to `count` images, evenly spread over all of them."""
-    chosen = np.unique(np.linspace(0, len(images) - 1, min(count, len(images))).astype(int))
-    return [images[index] for index in chosen]
+def _split(images: Images) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
+    """Return images to measure steps on and images to learn from: the same ones if there are few."""
+    count = min(MEASURED_IMAGES, len(images) // 4)
+    if count < LEAST_MEASURED:
+        return list(images), list(images)
+    chosen = set(np.linspace(0, len(images) - 1, count).astype(int).tolist())
+    return (
+        [image for index, image in enumerate(images) if index in chosen],
+        [image for index, image in enumerate(images) if index not in chosen],
+    )
 
 
 class _Counter:
-    """Joins the progress of several passes over the images into one."""
+    """Joins the progress of several steps into one, in thousandths."""
 
-    def __init__(self, progress: Progress | None, passes: int, images: int) -> None:
-        self._progress, self._total, self._begun = progress, passes * images, 0
+    TOTAL = 1000
 
-    def part(self) -> Progress:
-        """Return the callback of the next pass."""
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._begun = progress, 0.0
+
+    def part(self, share: float) -> Progress:
+        """Return the callback of the next step, which takes about `share` of the time."""
         begun = self._begun
-        span = self._total // 3
-        self._begun = min(begun + span, self._total)
+        self._begun = min(begun + share, 1.0)
 
         def report(done: int, total: int) -> None:
             if self._progress:
-                self._progress(min(begun + round(span * done / total), self._total), self._total)
+                here = min(begun + share * done / max(total, 1), 1.0)
+                self._progress(int(here * self.TOTAL), self.TOTAL)
 
         return report
 
     def finish(self) -> None:
         """Report the end."""
         if self._progress:
-            self._progress(self._total, self._total)
+            self._progress(self.TOTAL, self.TOTAL)

@@ -87,10 +87,12 @@ def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, i
 
 
 @torch.no_grad()
-def batches_of(network: TorchGraph, images: Sequence[NDArray[np.float32]]) -> list[torch.Tensor]:
+def batches_of(
+    network: TorchGraph, images: Sequence[NDArray[np.float32]], largest: int = BATCH
+) -> list[torch.Tensor]:
     """Return the images in batches, single ones where the graph computes only those."""
     tensors = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
-    size = BATCH if len(tensors) > 1 and _takes_batches(network, tensors[:2]) else 1
+    size = largest if len(tensors) > 1 and _takes_batches(network, tensors[:2]) else 1
     return [torch.cat(tensors[start : start + size]) for start in range(0, len(tensors), size)]
 
 
