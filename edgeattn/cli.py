@@ -78,10 +78,14 @@ def run(
     """
     request = _load(recipe, overrides)
 
+    import os
+
     from edgeattn.cli_output import print_json, print_report
     from edgeattn.pipeline import run_recipe
     from edgeattn.progress import make_progress
 
+    # Before torch loads: threads that spin while they wait make a busy machine many times slower.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = out if out is not None else Path("runs") / request.name
     with make_progress() as progress:
         report = run_recipe(request, folder, progress=progress)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 from edgeattn.errors import RecipeError
 from edgeattn.extras import require
+from edgeattn.lower.preferences import preferred_forms
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_tools import bench_engines, parity_model, quantize_onnx
 from edgeattn.pipeline_workspace import Workspace
@@ -54,7 +55,7 @@ def plan_steps(recipe: Recipe) -> tuple[Step, ...]:
             f"train {network} for {recipe.train.epochs} epochs" if recipe.train else network,
             "" if recipe.train else "the recipe takes the weights as they are",
         ),
-        Step("export", f"{attention.edge_form or 'default'} edge form for {size}x{size}, fp32 ONNX"),
+        Step("export", f"{_edge_form(recipe)} for {size}x{size}, fp32 ONNX"),
         Step("ptq", f"calibrate on {recipe.calibration.name}: {quant.ptq.range_estimator} ranges"),
         Step(
             "qat",
@@ -106,6 +107,13 @@ def run_recipe(recipe: Recipe, out: Path, *, progress: Progress | None = None) -
     report = _report(recipe, prepared, space, results, reasons)
     write_report(report, out)
     return report
+
+
+def _edge_form(recipe: Recipe) -> str:
+    if recipe.attention.kind == "none":
+        return "the network"
+    form = recipe.attention.edge_form or preferred_forms(recipe.targets[0])[recipe.attention.kind]
+    return f"edge form {form}"
 
 
 def _profiles(recipe: Recipe) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from edgeattn.export.fake_quant import attach_fake_quant, attach_trainable, read
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.selfcheck import CHECK_IMAGES, check_export
+from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure import wilson_interval
 from edgeattn.models import create_model, insert_attention, load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
@@ -96,7 +97,9 @@ class _Preparation:
             measured, recipe.data.preprocess, cache_dir=self.cache, progress=self._counter("decode")
         )
         model = self._float_model(splits)
-        edge = to_edge_form(model, self.size, self.size, form=recipe.attention.edge_form)
+        # The plan belongs to one form: the first target decides which is the fastest.
+        form = recipe.attention.edge_form or preferred_forms(recipe.targets[0])
+        edge = to_edge_form(model, self.size, self.size, form=form)
         export, fp32 = self._export(edge)
         reference, result = self._evaluate_float(model, measured, images)
         calibration = self._calibration(splits)

@@ -79,11 +79,12 @@ def test_a_planted_fault_is_found_and_named(profile: Profile, fault: str) -> Non
         if item.name.endswith(planted) and (fault != "scale" or item.name.startswith("features/4"))
     )
     value = numpy_helper.to_array(item)
-    if fault == "weight":
-        changed = np.roll(value, 1, axis=0)
-    else:
-        changed = value * 2 if fault == "scale" else value + 1
-    item.CopyFrom(numpy_helper.from_array(changed.astype(value.dtype), item.name))
+    changed = {
+        "scale": lambda: value * 2,
+        "bias": lambda: value + 1,
+        "weight": lambda: np.roll(value, 1, axis=0),
+    }
+    item.CopyFrom(numpy_helper.from_array(changed[fault]().astype(value.dtype), item.name))
     module = write_constants(edge, export, _adjusted(export, plan, profile))
     with pytest.raises(ParityError, match="features/"):
         check_export(attach_fake_quant(module, export, plan, profile), model, make_images(2, seed=1))
