@@ -89,7 +89,8 @@ def collect_statistics(
     extremes = {name: np.zeros((2, len(batches))) for name in tensors}
     for index, batch in enumerate(batches):
         for name, value in runner(batch).items():
-            extremes[name][:, index] = min(0.0, float(value.min())), max(0.0, float(value.max()))
+            # NumPy's minimum keeps a NaN, Python's min drops it.
+            extremes[name][:, index] = np.minimum(value.min(), 0.0), np.maximum(value.max(), 0.0)
         if progress:
             progress(index + 1, total)
     found = {name: _statistics(name, seen) for name, seen in extremes.items()}
@@ -225,7 +226,9 @@ class _Runner:
         )
 
     def __call__(self, batch: NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
-        values = dict(zip(self._names, self._session.run(self._names, {self._input: batch}), strict=True))
+        # An empty list of names would mean every output.
+        results = self._session.run(self._names, {self._input: batch}) if self._names else []
+        values = dict(zip(self._names, results, strict=True))
         if self._keeps_input:
             values[self._input] = batch
         return values

@@ -10,7 +10,8 @@ Tensors that residual adds join have the same channels, so they are scaled toget
 tensors of a residual stream, the convolutions that write it and those that read it.
 
 A ReLU6 stays: channels are only ever scaled up towards the largest of them, so on the calibration images
-no value passes the clip that did not pass it before; beyond them a quantized range saturates anyway.
+no value that a clip wrote reaches the clip anew; beyond them a quantized range saturates anyway. That
+holds for groups whose extent was measured behind their only clip, as it is before depthwise convolutions.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
+from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["ChannelGroup", "apply_channel_scales", "channel_scales", "find_groups"]
@@ -77,11 +79,20 @@ def channel_scales(channel_high: NDArray[np.float32], strength: float) -> NDArra
 
 
 def apply_channel_scales(graph: Graph, scales: Mapping[str, Sequence[float]]) -> None:
-    """Divide the channels of the named groups, and make the layers that read them multiply back."""
-    for group in find_groups(graph):
-        if group.name not in scales:
-            continue
-        factor = np.asarray(scales[group.name], np.float64)
+    """Divide the channels of the named groups, and make the layers that read them multiply back.
+
+    Raises:
+        ModelError: If the graph has no such group, or one with another number of channels.
+    """
+    groups = {group.name: group for group in find_groups(graph)} if scales else {}
+    for name, values in scales.items():
+        group = groups.get(name)
+        factor = np.asarray(values, np.float64)
+        if group is None or len(factor) != len(graph.constants[group.writers[0][0]]):
+            raise ModelError(
+                f"The plan scales {len(factor)} channels of {name!r}, which the graph lacks or joins "
+                "otherwise. A plan belongs to one graph: calibrate this one."
+            )
         for weight, bias in group.writers:
             ranks = (-1,) + (1,) * (graph.constants[weight].ndim - 1)
             graph.constants[weight] = (graph.constants[weight] / factor.reshape(ranks)).astype(np.float32)

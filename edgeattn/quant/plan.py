@@ -37,6 +37,10 @@ Profile = Literal["s8", "u8"]
 PROFILES: tuple[Profile, ...] = ("s8", "u8")
 WEIGHT_LIMIT = 127
 _SMALLEST_SCALE = 1e-12
+_LARGEST_BOUND = 1e30  # of what a file may ask for: products of scales stay finite in float32
+
+
+_Positive = Annotated[float, Field(gt=0)]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,11 +82,11 @@ class ActivationRange(BaseModel):
     ``s8``. They differ because the best clipping point depends on the number of levels left.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
-    low: float
-    high: float
-    limit: Annotated[float, Field(gt=0)]
+    low: Annotated[float, Field(ge=-_LARGEST_BOUND)]
+    high: Annotated[float, Field(le=_LARGEST_BOUND)]
+    limit: Annotated[float, Field(gt=0, le=_LARGEST_BOUND)]
     addend: bool = False
     """The convolution's branch of a residual add: profile s8 leaves it unquantized, because TensorRT
     fuses the add into that convolution."""
@@ -132,7 +136,7 @@ class LadderStep(BaseModel):
         kept: Whether the plan keeps what the step did.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     step: str
     agreement_u8: float
@@ -158,13 +162,13 @@ class QuantPlan(BaseModel):
         provenance: Free-form strings: calibration fingerprint, estimator, tool versions.
     """
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     version: Literal[1] = 1
     method: Literal["ptq", "qat"]
     activations: dict[str, ActivationRange]
-    weights: dict[str, list[float]]
-    channel_scales: dict[str, list[Annotated[float, Field(gt=0, allow_inf_nan=False)]]] = {}
+    weights: dict[str, list[_Positive]]
+    channel_scales: dict[str, list[_Positive]] = {}
     bias_shift: dict[Profile, dict[str, list[float]]] = {}
     float_regions: list[str] = []
     ladder: list[LadderStep] = []

@@ -167,11 +167,8 @@ def _gemm(node: NodeProto, inputs: Sequence[Any]) -> Any:
 
 
 def _clip(node: NodeProto, inputs: Sequence[Any]) -> Any:
-    low, high = ([*inputs[1:], None, None])[:2]
-    value = inputs[0]
-    if low is not None and high is not None and value.requires_grad is False:
-        return torch.clamp(value, float(low), float(high))
-    return torch.clamp(value, None if low is None else float(low), None if high is None else float(high))
+    low, high = (None if bound is None else float(bound) for bound in (*inputs[1:], None, None)[:2])
+    return torch.clamp(inputs[0], low, high) if (low, high) != (None, None) else inputs[0]
 
 
 def _pool(node: NodeProto, inputs: Sequence[Any]) -> Any:
@@ -257,6 +254,6 @@ OPERATIONS: dict[str, Operation] = {
     "Reshape": _batched_reshape,
     "Squeeze": _squeeze,
     "Concat": lambda node, x: torch.cat(list(x), int(attribute(node, "axis"))),
-    "Transpose": lambda node, x: x[0].permute(tuple(attribute(node, "perm"))),
+    "Transpose": lambda node, x: x[0].permute(tuple(attribute(node, "perm", range(x[0].ndim)[::-1]))),
     "Identity": lambda node, x: x[0],
 }

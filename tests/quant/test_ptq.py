@@ -1,0 +1,138 @@
+"""Post-training quantization climbs from step to step, and its plans keep what placement promises."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnxruntime as ort
+import pytest
+import torch
+from quant_networks import inverted_residual, pictures, run
+
+from edgeattn.errors import DataError
+from edgeattn.export.float_onnx import export_float
+from edgeattn.export.qdq import emit_qdq
+from edgeattn.models import create_model, insert_attention, to_edge_form
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.config import GatePolicy, PtqConfig
+from edgeattn.quant.placement import GateRegion, place_quantizers
+from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
+from edgeattn.quant.ptq import make_plan
+from edgeattn.quant.tuning import tune_biases
+
+QUICK = PtqConfig(tuning_steps=0)
+
+
+def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
+    plan = make_plan(inverted_residual(), pictures(48), PtqConfig(tuning_steps=20))
+    assert [step.step for step in plan.ladder] == [
+        "ranges: mean_minmax",
+        "channel equalization",
+        "bias tuning: s8",
+        "bias tuning: u8",
+    ]
+    kept = [step.sqnr_db_u8 + step.sqnr_db_s8 for step in plan.ladder if step.kept]
+    assert kept == sorted(kept)
+    assert bool(plan.channel_scales) == plan.ladder[1].kept
+    tuned = {profile for profile, step in zip(PROFILES, plan.ladder[2:], strict=True) if step.kept}
+    assert set(plan.bias_shift) == tuned
+
+
+@pytest.mark.parametrize("bounds", [{"stop_at_sqnr_db": 1.0}, {"stop_at_agreement": 0.0}])
+def test_steps_end_once_the_bound_is_met(bounds: dict[str, float]) -> None:
+    plan = make_plan(inverted_residual(), pictures(8), PtqConfig(**bounds))
+    assert len(plan.ladder) == 1
+    assert not plan.channel_scales
+
+
+def test_the_same_images_make_the_same_plan() -> None:
+    config = PtqConfig(tuning_steps=4)
+    first, second = (make_plan(inverted_residual(), pictures(8), config) for _ in range(2))
+    ignored = {"ladder"}
+    assert first.model_dump(exclude=ignored) == second.model_dump(exclude=ignored)
+
+
+def test_progress_rises_to_its_total() -> None:
+    seen: list[tuple[int, int]] = []
+    make_plan(
+        inverted_residual(), pictures(8), PtqConfig(tuning_steps=2), progress=lambda *now: seen.append(now)
+    )
+    assert seen == sorted(seen)
+    assert seen[-1][0] == seen[-1][1]
+
+
+def test_no_image_is_refused() -> None:
+    with pytest.raises(DataError, match="no calibration image"):
+        make_plan(inverted_residual(), [], QUICK)
+
+
+def test_a_network_of_zeros_gets_a_plan_that_runs() -> None:
+    model = inverted_residual()
+    for item in model.graph.initializer:
+        if item.name.endswith((".weight", ".bias")):
+            item.raw_data = bytes(len(item.raw_data))
+    images = pictures(8)
+    plan = make_plan(model, images, PtqConfig(tuning_steps=2))
+    for profile in PROFILES:
+        assert not run(emit_qdq(model, plan, profile), images[0])[0].any()
+
+
+@pytest.mark.parametrize("profile", ["u8", "s8"])
+def test_tuning_takes_back_a_shift_of_biases(profile: Profile) -> None:
+    model, images = inverted_residual(2), pictures(48)
+    graph, axes = Graph(model), place_quantizers(model).weights
+    plan = make_plan(model, images, QUICK)
+    shifted = plan.model_copy(update={"bias_shift": {profile: {"last.bias": [0.05] * 16}}})
+    shifts = tune_biases(graph, shifted, profile, axes, images, 60)
+    tuned = plan.model_copy(update={"bias_shift": {profile: shifts}})
+
+    def error(candidate: QuantPlan) -> float:
+        quantized = emit_qdq(model, candidate, profile)
+        return sum(float(np.square(run(quantized, x)[0] - run(model, x)[0]).sum()) for x in images)
+
+    assert error(tuned) < 0.5 * error(shifted)
+
+
+CASES = [
+    ("mobilenet_v2", "coord", "fixed"),
+    ("mobilenet_v2", "triplet", "int8"),
+    ("mobilenet_v2", "eca", "float"),
+    ("efficientnet_b0", "none", "int8"),
+]
+
+
+@pytest.mark.parametrize(("arch", "kind", "policy"), CASES)
+def test_networks_with_gates_keep_fixed_and_shared_ranges(arch: str, kind: str, policy: GatePolicy) -> None:
+    torch.manual_seed(0)
+    module = create_model(arch, num_classes=5, width=0.35).eval()
+    if kind != "none":
+        module = insert_attention(module, kind, identity=False)
+    edge = to_edge_form(module.eval(), 32, 32, materialize=True)
+    model = export_float(edge, (1, 3, 32, 32)).model
+    images = [np.random.default_rng(i).normal(size=(1, 3, 32, 32)).astype(np.float32) for i in range(4)]
+    gates = [GateRegion(prefix, policy) for prefix in prefixes_of(edge)]
+    plan = make_plan(model, images, PtqConfig(tuning_steps=1), gates)
+    place = place_quantizers(model, gates)
+    assert set(plan.activations) == set(place.activations) | set(place.same_range)
+    for name, source in place.same_range.items():
+        assert plan.activations[name].params("u8") == plan.activations[source].params("u8")
+        assert plan.activations[name].params("s8") == plan.activations[source].params("s8")
+    for name, (low, high) in place.fixed.items():
+        assert (plan.activations[name].low, plan.activations[name].high) == (low, high)
+    for profile in PROFILES:
+        emitted = emit_qdq(model, plan, profile)
+        options_free = ort.InferenceSession(emitted.SerializeToString(), providers=["CPUExecutionProvider"])
+        assert np.isfinite(options_free.run(None, {"input": images[0]})[0]).all()
+
+
+def prefixes_of(edge: torch.nn.Module) -> list[str]:
+    """Return the paths of attention modules as the graph spells them."""
+    return [
+        name.replace(".", "/")
+        for name, module in edge.named_modules()
+        if type(module).__module__.startswith("edgeattn.attention") and not inside_gate(edge, name)
+    ]
+
+
+def inside_gate(edge: torch.nn.Module, name: str) -> bool:
+    parents = [name[:index] for index, letter in enumerate(name) if letter == "."]
+    return any(type(edge.get_submodule(p)).__module__.startswith("edgeattn.attention") for p in parents)
