@@ -99,7 +99,9 @@ class _Preparation:
         model = self._float_model(splits)
         # The plan belongs to one form: the first target decides which is the fastest.
         form = recipe.attention.edge_form or preferred_forms(recipe.targets[0])
-        edge = to_edge_form(model, self.size, self.size, form=form)
+        # Training needs the float form's own Parameters; without it, every weight may be adjusted.
+        shares = recipe.quant.mode == "qat"
+        edge = to_edge_form(model, self.size, self.size, form=form, materialize=not shares)
         export, fp32 = self._export(edge)
         reference, result = self._evaluate_float(model, measured, images)
         calibration = self._calibration(splits)
@@ -190,17 +192,21 @@ class _Preparation:
         recipe, folder = self.recipe, self.space.folder
         gates = self._gates(edge)
         images = list(calibration.batches(1))
+        ptq = recipe.quant.ptq
+        if recipe.quant.mode == "qat":
+            # Training tunes biases, and everything else, better than calibration can.
+            ptq = ptq.model_copy(update={"tuning_steps": 0})
         key: dict[str, Any] = {
             "version": edgeattn.__version__,
             "graph": sha256_of_file(folder / "model.fp32.onnx"),
             "calibration": calibration.fingerprint,
-            "ptq": recipe.quant.ptq.model_dump(mode="json"),
+            "ptq": ptq.model_dump(mode="json"),
             "mode": recipe.quant.mode,
             "gates": [dataclasses.asdict(gate) for gate in gates],
         }
 
         def calibrate() -> dict[str, Any]:
-            plan = make_plan(export.model, images, recipe.quant.ptq, gates, self._counter("ptq"))
+            plan = make_plan(export.model, images, ptq, gates, self._counter("ptq"))
             plan.save(folder / "plan.ptq.json")
             return {}
 

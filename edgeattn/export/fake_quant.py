@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import copy as copying
 import dataclasses
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -155,10 +156,13 @@ def read_back(
         plan: The plan that training began with.
         placement: Where that plan quantizes.
     """
+    graph = Graph(export.model)
     activations: dict[str, ActivationRange] = {}
     for name, before in plan.activations.items():
         quantizer = trained.activations[placement.same_range.get(name, name)]
         limit = max(float(_limits(quantizer)[0]), _LEAST_LIMIT)
+        # What a clip cuts off needs no levels, and a clip inside the range could not be absorbed.
+        limit = min(limit, _upper_clip(graph, name))
         # The same grid in both profiles: 128 added to values and zero point changes nothing.
         low = 0.0 if before.low == 0.0 else -limit * 128 / 127
         activations[name] = ActivationRange(
@@ -256,6 +260,15 @@ def _hooked(
             operation = export.input_operation if name == INPUT_NAME else name
             register_post_function_hook(copy, operation, 0, quantizer)
     return FakeQuantized(copy, dict(activations), dict(weights))
+
+
+def _upper_clip(graph: Graph, name: str) -> float:
+    """Return the upper bound of the clip that writes a tensor, or infinity."""
+    node = graph.producer.get(name)
+    if node is None or node.op_type != "Clip" or len(node.input) < 3:
+        return math.inf
+    bound = graph.scalar(node.input[2])
+    return bound if bound is not None and bound > 0 else math.inf
 
 
 def _trains_unsigned(wanted: ActivationRange) -> bool:

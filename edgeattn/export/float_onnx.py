@@ -120,8 +120,14 @@ def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
         module.train(training)
     model = onnx.load_model_from_string(buffer.getvalue())
     graph = Graph(model)
-    _remove_markers(graph)
-    origins = canonicalize(graph)
+    last_operation = _remove_markers(graph)
+    # The last tensor is named after the graph's output; the operation behind it has its own name.
+    origins = {
+        name: dataclasses.replace(origin, operation=last_operation)
+        if origin.operation == OUTPUT_NAME
+        else origin
+        for name, origin in canonicalize(graph).items()
+    }
     result = graph.to_model()
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", OPSET))
@@ -164,7 +170,8 @@ def _with_markers(module: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Mod
     return marked, input_name
 
 
-def _remove_markers(graph: Graph) -> None:
+def _remove_markers(graph: Graph) -> str:
+    """Name tensors as their markers say, and return the name of the operation that writes the output."""
     renamed: dict[str, str] = {}
     alias: dict[str, str] = {}
     kept = []
@@ -179,6 +186,7 @@ def _remove_markers(graph: Graph) -> None:
         # The innermost operation names the tensor that it wrote.
         renamed.setdefault(source, str(attribute(node, "name")))
     outputs = graph.output_names
+    last_operation = ""
     for node in kept:
         for index, name in enumerate(node.input):
             while name in alias:
@@ -192,11 +200,12 @@ def _remove_markers(graph: Graph) -> None:
             for node in kept:
                 node.output[:] = [output if name == source else name for name in node.output]
                 node.input[:] = [output if name == source else name for name in node.input]
-            renamed.pop(source, None)
+            last_operation = renamed.pop(source, "")
     graph.nodes = kept
     graph.reindex()
     produced = set(graph.producer)
     graph.rename({old: new for old, new in renamed.items() if old in produced})
+    return last_operation
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -16,7 +16,9 @@ SIZE = 32
 SHAPE = (1, 3, SIZE, SIZE)
 
 
-def make_edge(kind: str, arch: str = "mobilenet_v2", seed: int = 0) -> nn.Module:
+def make_edge(
+    kind: str, arch: str = "mobilenet_v2", seed: int = 0, *, materialize: bool = False
+) -> nn.Module:
     """Return an edge form whose batch norms and gates are not at their start."""
     torch.manual_seed(seed)
     model = create_model(arch, num_classes=10, width=0.1 if arch == "mobilenet_v2" else 1.0)
@@ -28,7 +30,7 @@ def make_edge(kind: str, arch: str = "mobilenet_v2", seed: int = 0) -> nn.Module
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
-    return to_edge_form(model.eval(), SIZE, SIZE).eval()
+    return to_edge_form(model.eval(), SIZE, SIZE, materialize=materialize).eval()
 
 
 def gates_of(edge: nn.Module, policy: GatePolicy = "int8") -> list[GateRegion]:

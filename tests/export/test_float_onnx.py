@@ -10,7 +10,7 @@ from export_networks import SHAPE, make_edge, make_images
 
 from edgeattn.attention import attentions
 from edgeattn.errors import ModelError
-from edgeattn.export.float_onnx import export_float
+from edgeattn.export.float_onnx import export_float, operation_names
 
 
 def _run(model: object, image: np.ndarray) -> np.ndarray:  # type: ignore[type-arg]
@@ -55,6 +55,14 @@ def test_every_convolution_has_an_origin_with_its_folding_ratio() -> None:
         folded = next(item for item in export.model.graph.initializer if item.name == name)
         ratio = origin.ratio.reshape((-1,) + (1,) * (weight.ndim - 1))
         assert np.allclose(onnx_array(folded), weight.numpy() * ratio, atol=1e-6)
+
+
+def test_every_origin_is_an_operation_that_a_hook_reaches() -> None:
+    edge = make_edge("coord")
+    export = export_float(edge, SHAPE)
+    _, operations = operation_names(edge, SHAPE)
+    assert {origin.operation for origin in export.weights.values()} <= set(operations)
+    assert len(export.weights) == sum(node.op_type in ("Conv", "Gemm") for node in export.model.graph.node)
 
 
 def onnx_array(item: object) -> np.ndarray:  # type: ignore[type-arg]

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import functools
+
+from typing import Any
 
 import numpy as np
 import onnx
@@ -24,9 +27,11 @@ from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
-FAST = PtqConfig()
+FAST = PtqConfig(tuning_steps=0)
+TUNED = PtqConfig(tuning_steps=2)
 
 
+@functools.cache
 def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-def]
     edge = make_edge(kind, arch)
     export = export_float(edge, SHAPE)
@@ -34,9 +39,17 @@ def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-
     return edge, export, plan
 
 
+@functools.cache
+def _tuned(kind: str):  # type: ignore[no-untyped-def]
+    edge = make_edge(kind, materialize=True)
+    export = export_float(edge, SHAPE)
+    return edge, export, make_plan(export.model, make_images(16), TUNED, gates_of(edge))
+
+
+@pytest.mark.parametrize("make", [_planned, _tuned])
 @pytest.mark.parametrize("kind", ["none", *attentions])
-def test_every_integer_is_within_one_step_of_torch(kind: str) -> None:
-    edge, export, plan = _planned(kind)
+def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None:
+    edge, export, plan = make(kind)
     for profile in PROFILES:
         adjusted = Graph(export.model)
         apply_plan_constants(adjusted, plan, profile)
@@ -68,11 +81,16 @@ def _adjusted(export, plan: QuantPlan, profile: Profile) -> Graph:  # type: igno
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-@pytest.mark.parametrize("fault", ["scale", "weight", "bias"])
+@pytest.mark.parametrize("fault", ["scale", "weight", "bias", "classifier"])
 def test_a_planted_fault_is_found_and_named(profile: Profile, fault: str) -> None:
     edge, export, plan = _planned("none")
     model = emit_qdq(export.model, plan, profile)
-    planted = {"scale": ".scale", "weight": ".weight.quantized", "bias": "folded_bias"}[fault]
+    planted = {
+        "scale": ".scale",
+        "weight": ".weight.quantized",
+        "bias": "folded_bias",
+        "classifier": "classifier.1.weight.quantized",
+    }[fault]
     item = next(
         item
         for item in model.graph.initializer
@@ -83,10 +101,11 @@ def test_a_planted_fault_is_found_and_named(profile: Profile, fault: str) -> Non
         "scale": lambda: value * 2,
         "bias": lambda: value + 1,
         "weight": lambda: np.roll(value, 1, axis=0),
+        "classifier": lambda: np.roll(value, 1, axis=0),
     }
     item.CopyFrom(numpy_helper.from_array(changed[fault]().astype(value.dtype), item.name))
     module = write_constants(edge, export, _adjusted(export, plan, profile))
-    with pytest.raises(ParityError, match="features/"):
+    with pytest.raises(ParityError, match=r"features/|output"):
         check_export(attach_fake_quant(module, export, plan, profile), model, make_images(2, seed=1))
 
 

@@ -20,6 +20,7 @@ QUICKER = (
     "model.width=0.1",
     "train.epochs=1",
     "quant.qat.epochs=1",
+    "quant.ptq.tuning_steps=2",
     "measure.limit=40",
     "accept={}",
     "targets=[ort-cpu, openvino-cpu]",
