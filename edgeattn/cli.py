@@ -147,7 +147,7 @@ def targets(as_json: JsonOption = False) -> None:
 @app.command(
     epilog=_examples(
         "edgeattn quantize model.onnx --calibration photos/ --out out --target ort-cpu --target openvino-cpu",
-        "edgeattn quantize model.onnx --calibration samples.npy --out out --gate-policy float",
+        "edgeattn quantize model.onnx --calibration samples.npy --out out --tuning-steps 0",
     )
 )
 @handle_errors
@@ -163,12 +163,14 @@ def quantize(
         list[str] | None,
         typer.Option(metavar="NAME", help="A target; repeatable. Default: all that build here."),
     ] = None,
-    gate_policy: Annotated[
-        Literal["int8", "fixed", "float"], typer.Option(help="Precision inside attention gates.")
-    ] = "int8",
     range_estimator: Annotated[
-        Literal["minmax", "percentile", "mse"], typer.Option(help="How ranges follow from the samples.")
-    ] = "mse",
+        Literal["mean_minmax", "minmax", "percentile", "mse"],
+        typer.Option(help="How ranges follow from the samples."),
+    ] = "mean_minmax",
+    tuning_steps: Annotated[
+        int,
+        typer.Option(min=0, max=10_000, help="Batches that biases are tuned with afterwards; 0 is quick."),
+    ] = 40,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize your own ONNX model.
@@ -178,6 +180,7 @@ def quantize(
     from edgeattn.cli_output import print_json, print_report
     from edgeattn.pipeline import quantize_onnx
     from edgeattn.progress import make_progress
+    from edgeattn.quant.config import PtqConfig
 
     with make_progress() as progress:
         report = quantize_onnx(
@@ -185,8 +188,7 @@ def quantize(
             calibration,
             out,
             targets=_split_names(target),
-            gate_policy=gate_policy,
-            range_estimator=range_estimator,
+            config=PtqConfig(range_estimator=range_estimator, tuning_steps=tuning_steps),
             progress=progress,
         )
     if as_json:

@@ -23,7 +23,7 @@ from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_layers import layer_results
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.quant.apply import apply_plan_constants
-from edgeattn.quant.config import GatePolicy, PtqConfig, RangeEstimator
+from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.plan import Profile
 from edgeattn.quant.ptq import make_plan
 from edgeattn.recipe import Accept
@@ -41,8 +41,7 @@ def quantize_onnx(
     out: Path,
     *,
     targets: Sequence[str] = (),
-    gate_policy: GatePolicy = "int8",
-    range_estimator: RangeEstimator | None = None,
+    config: PtqConfig | None = None,
     progress: Progress | None = None,
 ) -> Report:
     """Quantize a float32 ONNX classifier and build engines from it.
@@ -55,8 +54,7 @@ def quantize_onnx(
             folder are resized to the model's input and normalized with ImageNet's mean and std.
         out: Folder for engines and report.
         targets: Names; empty means every target that builds here.
-        gate_policy: Unused unless attention modules are known; kept for the report.
-        range_estimator: How ranges follow from samples; None means the default.
+        config: How ranges follow from samples; None means the defaults.
         progress: Hears how far it is.
 
     Raises:
@@ -72,11 +70,10 @@ def quantize_onnx(
     tensors = _inputs_for(Path(calibration), shape, progress)
     half = max(16, len(tensors) // 2) if len(tensors) >= 32 else len(tensors)
     images, held_out = tensors[:half], tensors[half:] if half < len(tensors) else tensors
-    config = PtqConfig() if range_estimator is None else PtqConfig(range_estimator=range_estimator)
     plan = make_plan(
         float_model,
         [image[None] for image in images[:_LARGEST_CALIBRATION]],
-        config,
+        config or PtqConfig(),
         (),
         lambda done, total: progress.update("ptq", done, total),
     )
@@ -112,9 +109,9 @@ def quantize_onnx(
         fp32=Fp32Result(n=len(held_out)),
         quant={
             "method": plan.method,
-            "gate_policy": gate_policy,
             "calibration_images": len(images),
             "held_out_images": len(held_out) if half < len(tensors) else 0,
+            "ladder": [step.model_dump() for step in plan.ladder],
             "provenance": dict(plan.provenance),
         },
     )

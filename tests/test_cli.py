@@ -210,13 +210,13 @@ def test_attentions_and_targets_are_listed() -> None:
 def test_quantize_passes_what_was_asked(pipeline: FakePipeline, tmp_path: Path) -> None:
     result = invoke(
         *("quantize", "m.onnx", "--calibration", "c.npy", "--out", str(tmp_path)),
-        *("--target", "ort-cpu,openvino-cpu", "--gate-policy", "float"),
+        *("--target", "ort-cpu,openvino-cpu", "--range-estimator", "mse"),
     )
     assert result.exit_code == 0, result.output
     model, calibration, out, options = pipeline.calls[0]
     assert (model, str(calibration), out) == (Path("m.onnx"), "c.npy", tmp_path)
     assert options["targets"] == ["ort-cpu", "openvino-cpu"]
-    assert options["gate_policy"] == "float"
+    assert options["config"].range_estimator == "mse"
 
 
 def test_bench_prints_ratios(pipeline: FakePipeline) -> None:

@@ -22,7 +22,9 @@ from edgeattn.quant.segments import SegmentRunner
 __all__ = ["CHECK_IMAGES", "SelfCheck", "check_export"]
 
 _OUTPUT = ""
-_OUTPUT_TOLERANCE = 1e-4
+# Share of the largest logit. A weight that lies on a tie may round either way, which is one step of one
+# weight; a wrong weight, scale or bias is far more.
+_OUTPUT_TOLERANCE = 5e-3
 
 CHECK_IMAGES = 32
 """Inputs that an export is checked with."""

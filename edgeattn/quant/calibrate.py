@@ -31,7 +31,7 @@ __all__ = [
 BINS = 4096
 SAMPLES_PER_IMAGE = 32768
 _SMALLEST_EXTENT = 1e-6
-_CANDIDATES = np.linspace(0.30, 1.0, 71)
+_CANDIDATES = np.linspace(0.05, 1.0, 96)
 
 Progress = Callable[[int, int], None]
 
@@ -45,14 +45,15 @@ class TensorStatistics:
         high: Largest value, at least 0.
         mean_low: Mean over images of the smallest value of each, at most 0.
         mean_high: Mean over images of the largest value of each, at least 0.
-        histogram: Counts over `BINS` equal bins of [low, high]; empty where none was asked for.
+        histogram: Counts, or sums of weights, over `BINS` equal bins of [low, high]; zeros where none was
+            asked for.
     """
 
     low: float
     high: float
     mean_low: float
     mean_high: float
-    histogram: NDArray[np.int64]
+    histogram: NDArray[np.int64] | NDArray[np.float64]
 
     @property
     def centers(self) -> NDArray[np.float64]:

@@ -33,6 +33,10 @@ class PtqConfig(BaseModel):
     equalization: Annotated[
         bool, Field(description="Bring the channels before depthwise convolutions to like ranges.")
     ] = True
+    importance: Annotated[
+        bool,
+        Field(description="Search ranges again, errors weighted by what the network's answer depends on."),
+    ] = True
     tuning_steps: Annotated[
         int,
         Field(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,7 @@ from edgeattn.quant.calibrate import (
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.folding import can_fold_zero_point
+from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
 from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, QuantPlan
 from edgeattn.quant.simulation import PlanMeter
@@ -29,6 +30,7 @@ from edgeattn.quant.tuning import tune_biases
 __all__ = ["GateRegion", "make_plan"]
 
 MEASURED_IMAGES = 50
+WEIGHED_IMAGES = 64
 LEAST_MEASURED = 8
 RANGES_SHARE, TUNING_SHARE = 0.1, 0.4
 FULL_STRENGTH = 1.0
@@ -84,6 +86,11 @@ def make_plan(
             changed = plan.model_copy(update={"channel_scales": scales})
             changed = _with_ranges(changed, graph, place, images, config, counter)
             plan = _climb(ladder, meter, "channel equalization", plan, changed, start)
+    if config.importance and not _is_enough(_last_kept(ladder), config):
+        start = time.perf_counter()
+        chosen = _spread(learned_from, WEIGHED_IMAGES)
+        changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
+        plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
     for profile in PROFILES if config.tuning_steps else ():
         if _is_enough(_last_kept(ladder), config):
             break
@@ -145,6 +152,35 @@ def _with_ranges(
         counter.part(RANGES_SHARE),
         histograms=estimator in ("mse", "percentile"),
     )
+    found: dict[str, tuple[float, float, float]] = {}
+    for name in place.activations:
+        if name not in place.fixed:
+            low, high = estimate_range(statistics[name], estimator, config.percentile)
+            found[name] = low, high, estimate_limit(statistics[name], estimator, config.percentile)
+    weights = {
+        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
+    }
+    return plan.model_copy(update={"activations": _activations(adjusted, place, found), "weights": weights})
+
+
+def _with_weighted_ranges(
+    plan: QuantPlan, graph: Graph, place: Placement, images: Images, progress: Progress
+) -> QuantPlan:
+    """Return the plan with ranges of least weighted error, where the answer depends on a tensor."""
+    adjusted = Graph(graph.to_model())
+    apply_channel_scales(adjusted, plan.channel_scales)
+    searched = [name for name in place.activations if name not in place.fixed]
+    statistics = weighted_statistics(adjusted, searched, images, progress)
+    found = {name: (item.low, item.high, item.limit) for name, item in plan.activations.items()}
+    for name, stats in statistics.items():
+        found[name] = *estimate_range(stats, "mse"), estimate_limit(stats, "mse")
+    return plan.model_copy(update={"activations": _activations(adjusted, place, found)})
+
+
+def _activations(
+    graph: Graph, place: Placement, found: Mapping[str, tuple[float, float, float]]
+) -> dict[str, ActivationRange]:
+    """Return the range of every planned tensor from (low, high, limit) of those that are not fixed."""
     tied = set(place.same_range.values())
     activations: dict[str, ActivationRange] = {}
     for name in place.activations:
@@ -152,21 +188,17 @@ def _with_ranges(
             low, high = place.fixed[name]
             limit = max(-low, high)
         else:
-            low, high = estimate_range(statistics[name], estimator, config.percentile)
-            limit = estimate_limit(statistics[name], estimator, config.percentile)
+            low, high, limit = found[name]
         activations[name] = ActivationRange(
             low=low,
             high=high,
             limit=limit,
             addend=name in place.addends,
-            folds_zero_point=name not in tied and _gains_by_folding(adjusted, name, low, high, limit),
+            folds_zero_point=name not in tied and _gains_by_folding(graph, name, low, high, limit),
         )
     for name, source in place.same_range.items():
         activations[name] = activations[source].model_copy(update={"addend": False})
-    weights = {
-        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
-    }
-    return plan.model_copy(update={"activations": activations, "weights": weights})
+    return activations
 
 
 def _gains_by_folding(graph: Graph, name: str, low: float, high: float, limit: float) -> bool:
@@ -179,11 +211,20 @@ def _split(images: Images) -> tuple[list[NDArray[np.float32]], list[NDArray[np.f
     count = min(MEASURED_IMAGES, len(images) // 4)
     if count < LEAST_MEASURED:
         return list(images), list(images)
-    chosen = set(np.linspace(0, len(images) - 1, count).astype(int).tolist())
+    chosen = set(_places(len(images), count))
     return (
         [image for index, image in enumerate(images) if index in chosen],
         [image for index, image in enumerate(images) if index not in chosen],
     )
+
+
+def _spread(images: Images, count: int) -> list[NDArray[np.float32]]:
+    """Return up to `count` images, evenly spread over all of them."""
+    return [images[index] for index in _places(len(images), count)]
+
+
+def _places(total: int, count: int) -> list[int]:
+    return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total))})
 
 
 class _Counter:

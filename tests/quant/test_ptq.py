@@ -27,13 +27,14 @@ def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
     assert [step.step for step in plan.ladder] == [
         "ranges: mean_minmax",
         "channel equalization",
+        "importance-weighted ranges",
         "bias tuning: s8",
         "bias tuning: u8",
     ]
     kept = [step.sqnr_db_u8 + step.sqnr_db_s8 for step in plan.ladder if step.kept]
     assert kept == sorted(kept)
     assert bool(plan.channel_scales) == plan.ladder[1].kept
-    tuned = {profile for profile, step in zip(PROFILES, plan.ladder[2:], strict=True) if step.kept}
+    tuned = {profile for profile, step in zip(PROFILES, plan.ladder[3:], strict=True) if step.kept}
     assert set(plan.bias_shift) == tuned
 
 
