@@ -201,7 +201,7 @@ def quantize(
 
 @app.command(
     epilog=_examples(
-        "edgeattn bench runs/quickstart/ort-cpu/int8.onnx runs/quickstart/ort-cpu/fp32.onnx --target ort-cpu",
+        "edgeattn bench runs/quickstart/ort-cpu/{int8,fp32}/*.onnx --target ort-cpu",
     )
 )
 @handle_errors

@@ -161,6 +161,10 @@ def print_parity(result: Mapping[str, Any]) -> None:
             remarks.append(f"{name}: drifts first at {entry['first_drift']}")
         remarks += [f"{name}: {entry[key]}" for key in ("reason", "error") if entry.get(key)]
     _print_table(console, ("target", "status", "agreement", "SQNR", "max |diff|"), rows, left=2)
+    for pair, entry in result.get("between", {}).items():
+        first, second = pair.split("/")
+        sqnr = "identical" if entry.get("identical") else f"{entry['sqnr_db']:.1f} dB"
+        _line(console, f"{first} and {second} agree on {_percent(entry['agreement'])} ({sqnr})")
     for remark in remarks:
         _line(console, remark)
 

@@ -212,8 +212,9 @@ def _deploy(
 
 
 def _build(target: Target, artifact: OnnxArtifact, workdir: Path) -> Engine:
-    workdir.mkdir(parents=True, exist_ok=True)
-    engine = target.build(target.lower(artifact, workdir), workdir)
+    (workdir / "lowered").mkdir(parents=True, exist_ok=True)
+    # What was lowered lies apart: the engine's folder holds the engine and its manifest.
+    engine = target.build(target.lower(artifact, workdir / "lowered"), workdir)
     save_engine(engine)
     return engine
 

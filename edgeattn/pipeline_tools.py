@@ -17,6 +17,7 @@ from edgeattn.errors import DataError, EdgeAttnError, ModelError, RecipeError, T
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.from_onnx import load_float_onnx, read_onnx
 from edgeattn.export.qdq import emit_qdq
+from edgeattn.extras import require
 from edgeattn.measure import compare_latency, compare_outputs, describe_environment, run_session
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
@@ -25,7 +26,6 @@ from edgeattn.progress import Progress, SilentProgress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.plan import Profile
-from edgeattn.quant.ptq import make_plan
 from edgeattn.recipe import Accept
 from edgeattn.report import Fp32Result, LayerResult, ReasonResult, Report, write_report
 from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
@@ -58,9 +58,13 @@ def quantize_onnx(
         progress: Hears how far it is.
 
     Raises:
+        MissingExtraError: If torch is absent.
         ModelError: If the file is not such a model.
         DataError: If the calibration data cannot be used with it.
     """
+    require("torch", purpose="quantizing a model")
+    from edgeattn.quant.ptq import make_plan
+
     progress = progress or SilentProgress()
     names = list(targets) or [name for name in target_names() if get_target(name).probe().can_build]
     chosen = {name: get_target(name) for name in names}

@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.calibrate import BINS, TensorStatistics
+from edgeattn.quant.calibrate import BINS, SAMPLES_PER_IMAGE, TensorStatistics
 from edgeattn.quant.simulation import batches_of
 from edgeattn.quant.torch_graph import TorchGraph
 
@@ -58,9 +58,10 @@ def weighted_statistics(
         for (name, value), gradient in zip(seen.items(), gradients, strict=True):
             if gradient is not None and high[name] > low[name]:
                 width = (high[name] - low[name]) / BINS
-                flat = value.detach().flatten().numpy().astype(np.float64)
+                stride = max(1, value.numel() // (SAMPLES_PER_IMAGE * len(batch)))
+                flat = value.detach().flatten()[::stride].double().numpy()
                 bins = np.clip((flat - low[name]) / width, 0, BINS - 1).astype(np.int64)
-                weight = gradient.flatten().double().square().numpy()
+                weight = gradient.flatten()[::stride].double().square().numpy()
                 counts[name] += np.bincount(bins, weights=weight, minlength=BINS)
         if progress:
             progress(index + 1, len(batches))
