@@ -11,7 +11,7 @@ from onnx import ModelProto
 from edgeattn.extras import require
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_deploy import module_of
-from edgeattn.quant.plan import Profile, QuantPlan
+from edgeattn.quant.plan import Profile, QuantParams, QuantPlan
 from edgeattn.report import LayerResult
 
 __all__ = ["layer_results"]
@@ -40,16 +40,23 @@ def layer_results(
     inner = [name for name in names if name not in inputs]
     plain = _Runner(float_model, inner)
     quantized = _Runner(qdq_model, [f"{name}.dequantized" for name in inner])
+    # Profile s8 stores a folded zero point as 0: what the graph holds there is shifted by it.
+    offset = {name: _folded_offset(plan.activations[name].params(profile), profile) for name in inner}
     signal, noise = dict.fromkeys(inner, 0.0), dict.fromkeys(inner, 0.0)
     for image in images:
         batch = image if image.ndim == 4 else image[None]
-        for name, wanted, got in zip(inner, plain(batch), quantized(batch), strict=True):
+        for name, wanted, stored in zip(inner, plain(batch), quantized(batch), strict=True):
+            got = stored - offset[name]
             signal[name] += float(np.square(wanted, dtype=np.float64).sum())
             noise[name] += float(np.square(wanted - got, dtype=np.float64).sum())
     return [
         LayerResult(name=name, module=module_of(name), sqnr_db=_decibel(signal[name], noise[name]))
         for name in inner
     ]
+
+
+def _folded_offset(params: QuantParams, profile: Profile) -> float:
+    return params.zero_point * params.scale if profile == "s8" else 0.0
 
 
 def _decibel(signal: float, noise: float) -> float | None:

@@ -43,7 +43,7 @@ h2{{font-size:1.2rem;margin:2.75rem 0 .75rem;padding-bottom:.35rem;border-bottom
 p{{margin:.4rem 0}} .muted{{color:var(--muted)}} .small{{font-size:.86rem}}
 .verdict{{display:inline-block;padding:.12rem .8rem;border-radius:999px;font-weight:650;letter-spacing:.02em}}
 .good{{color:var(--good);background:var(--good-bg)}} .bad{{color:var(--bad);background:var(--bad-bg)}}
-.chip{{padding:.05rem .55rem;border-radius:999px;font-size:.86rem;white-space:nowrap}}
+.nw{{white-space:nowrap}} .chip{{padding:.05rem .55rem;border-radius:999px;font-size:.86rem;white-space:nowrap}}
 .neutral{{background:var(--card);border:1px solid var(--line)}}
 .scroll{{overflow-x:auto}}
 table{{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}}
@@ -120,7 +120,8 @@ def _reasons(report: Report) -> str:
         chip = _chip("met", "good") if reason.passed else _chip("missed", "bad")
         if reason.certain is False:
             chip += "<small>within the interval</small>"
-        rows.append((_text(reason.bound), _text(reason.target or "float network"), chip, _text(reason.text)))
+        about = f'<span class="nw">{_text(reason.target or "float network")}</span>'
+        rows.append((_text(reason.bound), about, chip, _text(reason.text)))
     header = ("bound", "about", "result", "why")
     return _section(
         "Verdict", _table("What the recipe accepts, and what was measured.", header, rows, left=4)

@@ -70,7 +70,14 @@ def test_the_rest_imports(repository: Path) -> None:
 import importlib, pkgutil
 import edgeattn
 
-made_of_torch = ("edgeattn.attention.", "edgeattn.models", "edgeattn.train.", "edgeattn.quant.", "edgeattn.export")
+made_of_torch = (
+    "edgeattn.attention.",
+    "edgeattn.models",
+    "edgeattn.train.",
+    "edgeattn.quant.",
+    "edgeattn.export",
+    "edgeattn.pipeline_train",
+)
 for module in pkgutil.walk_packages(edgeattn.__path__, "edgeattn."):
     if not f"{module.name}.".startswith(made_of_torch) and module.name != "edgeattn.__main__":
         importlib.import_module(module.name)
