@@ -14,7 +14,7 @@ from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan, quantize_weight
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
-__all__ = ["PlanMeter", "batches_of", "simulated"]
+__all__ = ["PlanMeter", "batches_of", "channels_last", "simulated"]
 
 BATCH = 8
 _SILENCE = 1e-30
@@ -91,9 +91,14 @@ def batches_of(
     network: TorchGraph, images: Sequence[NDArray[np.float32]], largest: int = BATCH
 ) -> list[torch.Tensor]:
     """Return the images in batches, single ones where the graph computes only those."""
-    tensors = [torch.from_numpy(np.ascontiguousarray(image)) for image in images]
+    tensors = [channels_last(torch.from_numpy(np.ascontiguousarray(image))) for image in images]
     size = largest if len(tensors) > 1 and _takes_batches(network, tensors[:2]) else 1
     return [torch.cat(tensors[start : start + size]) for start in range(0, len(tensors), size)]
+
+
+def channels_last(image: torch.Tensor) -> torch.Tensor:
+    """Return the images in the layout in which torch's convolutions on CPUs are fastest."""
+    return image.contiguous(memory_format=torch.channels_last) if image.ndim == 4 else image
 
 
 def _takes_batches(network: TorchGraph, pair: Sequence[torch.Tensor]) -> bool:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.plan import Profile, QuantPlan
-from edgeattn.quant.simulation import batches_of, simulated
+from edgeattn.quant.simulation import batches_of, channels_last, simulated
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
 __all__ = ["tune_biases"]
@@ -71,9 +71,7 @@ def tune_biases(
             group["lr"] = LEARNING_RATE * _schedule(step, steps)
         for name, value in origin.items():
             student.constants[name] = value + shifts[name] * spread[name]
-        batch = inputs[chosen]
-        if batch.ndim == 4:
-            batch = batch.contiguous(memory_format=torch.channels_last)
+        batch = channels_last(inputs[chosen])
         loss = (student(batch, quantizers) - targets[chosen]).square().mean() / power
         if not loss.requires_grad:
             return {}
