@@ -18,7 +18,6 @@ from edgeattn.artifact import OnnxArtifact, sha256_of_file
 from edgeattn.attention.base import EdgeForm
 from edgeattn.data import CalibrationSet, DataSplits, load_calibration, load_dataset, materialize
 from edgeattn.data.image_set import ImageSet
-from edgeattn.errors import ModelError
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.fake_quant import attach_fake_quant, attach_trainable, read_back, write_constants
 from edgeattn.export.float_onnx import FloatExport, export_float
@@ -26,8 +25,9 @@ from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.selfcheck import CHECK_IMAGES, check_export
 from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure import wilson_interval
-from edgeattn.models import create_model, insert_attention, load_weights, save_weights, to_edge_form
+from edgeattn.models import load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline_float import FloatStage, StageProgress, history_of
 from edgeattn.pipeline_layers import layer_results
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
@@ -37,7 +37,7 @@ from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 from edgeattn.recipe import Recipe
 from edgeattn.report import Fp32Result, LayerResult
-from edgeattn.train import TrainResult, evaluate, fit
+from edgeattn.train import evaluate, fit
 
 __all__ = ["Prepared", "prepare"]
 
@@ -90,7 +90,6 @@ class _Preparation:
             torch.set_num_threads(1)
         self.training: list[dict[str, Any]] = []
         self.checks: dict[str, Any] = {}
-        self._loaded: set[str] = set()
 
     def run(self, profiles: Sequence[str]) -> Prepared:
         recipe = self.recipe
@@ -101,14 +100,16 @@ class _Preparation:
         images = materialize(
             measured, recipe.data.preprocess, cache_dir=self.cache, progress=self._counter("decode")
         )
-        model = self._float_model(splits)
+        stage = FloatStage(recipe, self.space, self.progress)
+        model = stage.model(splits)
+        self.training += stage.training
         # The plan belongs to one form: the first target decides which is the fastest.
         form = recipe.attention.edge_form or preferred_forms(recipe.targets[0])
         # Training needs the float form's own Parameters; without it, every weight may be adjusted.
         shares = recipe.quant.mode == "qat"
         edge = to_edge_form(model, self.size, self.size, form=form, materialize=not shares)
         export, fp32 = self._export(edge)
-        reference, result = self._evaluate_float(model, measured, images)
+        reference, result = _evaluate_float(model, measured, images)
         calibration = self._calibration(splits)
         quantized = self._quantize(edge, model, export, calibration, splits)
         qdq, layers = self._emit(quantized, calibration, cast("Sequence[Profile]", profiles))
@@ -126,57 +127,11 @@ class _Preparation:
 
     # ------------------------------------------------------------------------------ stages
 
-    def _float_model(self, splits: DataSplits) -> nn.Module:
-        recipe = self.recipe
-        model = self._new_model(splits)
-        config = recipe.train
-        if config is None:
-            return model
-        key = {
-            "version": edgeattn.__version__,
-            "model": recipe.model.model_dump(mode="json", exclude={"weights"}),
-            "weights": sha256_of_file(recipe.model.weights) if recipe.model.weights else None,
-            "attention": recipe.attention.model_dump(mode="json", exclude={"edge_form"}),
-            "preprocess": recipe.data.preprocess.model_dump(mode="json"),
-            "augmentation": recipe.data.augmentation.model_dump(mode="json"),
-            "train": config.model_dump(mode="json"),
-            "data": splits.fingerprint,
-        }
-
-        def train() -> dict[str, Any]:
-            result = fit(
-                model,
-                splits,
-                config,
-                preprocess=recipe.data.preprocess,
-                augmentation=recipe.data.augmentation,
-                checkpoint_dir=self.space.folder / "checkpoints" / "float",
-                progress=_Staged(self.progress, "train"),
-                new_parameter_names=self._new_parameters(model),
-                cache_dir=self.cache,
-            )
-            save_weights(model, self.space.folder / "float.safetensors")
-            return {"history": _history(result, "float")}
-
-        done = self.space.run("train", key, ["float.safetensors"], train)
-        self.training += done["history"]
-        load_weights(model, self.space.folder / "float.safetensors", strict=True)
-        return model.eval()
-
     def _export(self, edge: nn.Module) -> tuple[FloatExport, OnnxArtifact]:
         export = export_float(edge, (1, 3, self.size, self.size))
         path = self.space.folder / "model.fp32.onnx"
         artifact = save_artifact(export.model, path, "fp32", {"recipe": self.recipe.name})
         return export, artifact
-
-    def _evaluate_float(
-        self, model: nn.Module, measured: ImageSet, images: NDArray[np.float32]
-    ) -> tuple[NDArray[np.float32], Fp32Result]:
-        result = evaluate(model, images, measured.labels)
-        hits = round(result.top1 * result.n)
-        return result.logits, Fp32Result(
-            top1=result.top1, n=result.n, top1_interval=wilson_interval(hits, result.n)
-        )
 
     def _calibration(self, splits: DataSplits) -> CalibrationSet:
         return load_calibration(
@@ -257,14 +212,14 @@ class _Preparation:
                 augmentation=recipe.data.augmentation,
                 checkpoint_dir=folder / "checkpoints" / "qat",
                 teacher=teacher if recipe.quant.qat.distillation_weight > 0 else None,
-                progress=_Staged(self.progress, "qat"),
+                progress=StageProgress(self.progress, "qat"),
                 cache_dir=self.cache,
             )
             student.eval()
             trained = export_float(student, shape)
             read_back(quantized, trained, plan, placement).save(folder / "plan.json")
             save_weights(student, folder / "qat.safetensors")
-            return {"history": _history(result, "qat")}
+            return {"history": history_of(result, "qat")}
 
         done = self.space.run("qat", key, ["plan.json", "qat.safetensors"], train)
         self.training += done["history"]
@@ -305,50 +260,6 @@ class _Preparation:
 
     # ------------------------------------------------------------------------------ helpers
 
-    def _new_model(self, splits: DataSplits) -> nn.Module:
-        """Return the network as it stands before training, weights loaded and attention inserted."""
-        spec, attention = self.recipe.model, self.recipe.attention
-        classes = spec.num_classes or splits.num_classes
-        if classes < splits.num_classes:
-            raise ModelError(
-                f"model.num_classes is {classes}, but the data has {splits.num_classes} classes. Raise it."
-            )
-        # The seed also decides the weights of what training has not touched yet.
-        torch.manual_seed(self.recipe.train.seed if self.recipe.train else 0)
-        model = create_model(
-            spec.arch,
-            num_classes=classes,
-            width=spec.width,
-            activation=spec.activation,
-            dropout=spec.dropout,
-        )
-        if attention.kind != "none":
-            model = insert_attention(
-                model,
-                attention.kind,
-                where=attention.where if isinstance(attention.where, str) else list(attention.where),
-                identity=attention.identity_start,
-                **cast("dict[str, Any]", attention.options),
-            )
-        if spec.weights is not None:
-            loaded = load_weights(model, spec.weights)
-            self.progress.note(loaded.summary())
-            if self.recipe.train is None and not loaded.complete:
-                raise ModelError(
-                    f"{spec.weights} does not give all weights of this network, and the recipe does not "
-                    f"train it. {loaded.summary()}"
-                )
-            self._loaded = {*loaded.loaded}
-        else:
-            self._loaded = set()
-        return model.eval()
-
-    def _new_parameters(self, model: nn.Module) -> list[str]:
-        """Name what did not come from pretrained weights; empty where nothing did."""
-        if not self._loaded:
-            return []
-        return [name for name, _ in model.named_parameters() if name not in self._loaded]
-
     def _gates(self, edge: nn.Module) -> list[GateRegion]:
         return [
             GateRegion(path.replace(".", "/"), self.recipe.quant.gate_policy)
@@ -386,17 +297,11 @@ class _Quantized:
     export: FloatExport
 
 
-class _Staged:
-    """Gives training's progress the name of the stage that trains."""
-
-    def __init__(self, progress: Progress, stage: str) -> None:
-        self._progress = progress
-        self._stage = stage
-
-    def update(self, stage: str, done: int, total: int, **metrics: float) -> None:
-        name = self._stage if stage == "train" else f"{self._stage}: {stage}"
-        self._progress.update(name, done, total, **metrics)
-
-
-def _history(result: TrainResult, stage: str) -> list[dict[str, Any]]:
-    return [{"stage": stage, **dataclasses.asdict(record)} for record in result.history]
+def _evaluate_float(
+    model: nn.Module, measured: ImageSet, images: NDArray[np.float32]
+) -> tuple[NDArray[np.float32], Fp32Result]:
+    result = evaluate(model, images, measured.labels)
+    hits = round(result.top1 * result.n)
+    return result.logits, Fp32Result(
+        top1=result.top1, n=result.n, top1_interval=wilson_interval(hits, result.n)
+    )

@@ -76,6 +76,7 @@ made_of_torch = (
     "edgeattn.train.",
     "edgeattn.quant.",
     "edgeattn.export",
+    "edgeattn.pipeline_float",
     "edgeattn.pipeline_train",
 )
 for module in pkgutil.walk_packages(edgeattn.__path__, "edgeattn."):
