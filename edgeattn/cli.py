@@ -169,8 +169,8 @@ def quantize(
     ] = "mean_minmax",
     tuning_steps: Annotated[
         int,
-        typer.Option(min=0, max=10_000, help="Batches that biases are tuned with afterwards; 0 is quick."),
-    ] = 40,
+        typer.Option(min=0, max=10_000, help="Batches that biases and ranges are tuned with; 0 is quick."),
+    ] = 80,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize your own ONNX model.

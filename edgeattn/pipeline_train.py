@@ -155,7 +155,7 @@ class _Preparation:
         ptq = recipe.quant.ptq
         if recipe.quant.mode == "qat":
             # Training tunes biases, and everything else, better than calibration can.
-            ptq = ptq.model_copy(update={"tuning_steps": 0})
+            ptq = ptq.model_copy(update={"tuning_steps": 0, "bias_correction": False})
         key: dict[str, Any] = {
             "version": edgeattn.__version__,
             "graph": sha256_of_file(folder / "model.fp32.onnx"),

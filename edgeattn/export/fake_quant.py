@@ -21,8 +21,9 @@ from torch import nn
 
 from edgeattn.errors import ModelError
 from edgeattn.export.canonical import WeightOrigin
-from edgeattn.export.float_onnx import INPUT_NAME, FloatExport, quiet_nncf, shadow
+from edgeattn.export.float_onnx import INPUT_NAME, FloatExport, shadow
 from edgeattn.onnx_graph import Graph
+from edgeattn.quant.nncf_ptq import quiet_nncf
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import WEIGHT_LIMIT, ActivationRange, Profile, QuantParams, QuantPlan
 

@@ -8,13 +8,11 @@ onto the very same operation of the torch module, for quantization-aware trainin
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import dataclasses
 import io
-import logging
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import onnx
@@ -25,8 +23,9 @@ from torch import nn
 from edgeattn.errors import ModelError
 from edgeattn.export.canonical import WeightOrigin, canonicalize
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.nncf_ptq import quiet_nncf
 
-__all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "FloatExport", "export_float", "quiet_nncf", "shadow"]
+__all__ = ["INPUT_NAME", "OPSET", "OUTPUT_NAME", "FloatExport", "export_float", "shadow"]
 
 OPSET = 17
 INPUT_NAME = "input"
@@ -68,18 +67,6 @@ class _Mark(nn.Module):
     def forward(self, value: torch.Tensor) -> torch.Tensor:
         result: torch.Tensor = _MarkFunction.apply(value, self.op_name)  # type: ignore[no-untyped-call]
         return result
-
-
-@contextlib.contextmanager
-def quiet_nncf() -> Iterator[None]:
-    """Keep NNCF's information lines off the terminal."""
-    logger = logging.getLogger("nncf")
-    before = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(before)
 
 
 def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:

@@ -22,6 +22,10 @@ class PtqConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    nncf: Annotated[bool, Field(description="Begin with what NNCF's post-training quantization decides.")] = (
+        True
+    )
+    bias_correction: Annotated[bool, Field(description="Let NNCF correct biases.")] = True
     range_estimator: Annotated[
         RangeEstimator,
         Field(
@@ -42,10 +46,10 @@ class PtqConfig(BaseModel):
         Field(
             ge=0,
             le=10_000,
-            description="Batches of calibration images from which biases are tuned towards the float "
-            "network's logits, for each profile; 0 leaves them.",
+            description="Batches of calibration images from which biases and ranges are tuned towards the "
+            "float network's logits, for each profile; 0 leaves them.",
         ),
-    ] = 40
+    ] = 80
     stop_at_sqnr_db: Annotated[
         float | None, Field(description="Skip the steps left once both profiles reach this.")
     ] = None

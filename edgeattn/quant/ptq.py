@@ -22,10 +22,11 @@ from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.importance import weighted_statistics
+from edgeattn.quant.nncf_ptq import quantize_with_nncf
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
 from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, QuantPlan
 from edgeattn.quant.simulation import PlanMeter
-from edgeattn.quant.tuning import tune_biases
+from edgeattn.quant.tuning import tune_plan
 
 __all__ = ["GateRegion", "make_plan"]
 
@@ -79,11 +80,15 @@ def make_plan(
     seconds = time.perf_counter() - start
     meter = PlanMeter(graph, place, held_out)
     ladder = [meter.step(f"ranges: {config.range_estimator}", plan, seconds)]
+    if config.nncf and not _is_enough(_last_kept(ladder), config):
+        start = time.perf_counter()
+        changed = _with_nncf(plan, model, place, images, config)
+        plan = _climb(ladder, meter, "NNCF", plan, changed, start)
     if config.equalization and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
         scales = _equalizing_scales(graph, images)
         if scales:
-            changed = plan.model_copy(update={"channel_scales": scales})
+            changed = empty.model_copy(update={"channel_scales": scales})
             changed = _with_ranges(changed, graph, place, images, config, counter)
             plan = _climb(ladder, meter, "channel equalization", plan, changed, start)
     if config.importance and not _is_enough(_last_kept(ladder), config):
@@ -91,15 +96,14 @@ def make_plan(
         chosen = _spread(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
-    for profile in PROFILES if config.tuning_steps else ():
+    # u8 first: profile s8 takes some of its grids over.
+    for profile in reversed(PROFILES) if config.tuning_steps else ():
         if _is_enough(_last_kept(ladder), config):
             break
         start = time.perf_counter()
-        shifts = tune_biases(
-            graph, plan, profile, place.weights, learned_from, config.tuning_steps, counter.part(TUNING_SHARE)
-        )
-        changed = plan.model_copy(update={"bias_shift": {**plan.bias_shift, profile: shifts}})
-        plan = _climb(ladder, meter, f"bias tuning: {profile}", plan, changed, start)
+        part = counter.part(TUNING_SHARE)
+        changed = tune_plan(graph, plan, profile, place, learned_from, config.tuning_steps, part)
+        plan = _climb(ladder, meter, f"tuning of biases and ranges: {profile}", plan, changed, start)
     counter.finish()
     return plan.model_copy(update={"ladder": ladder})
 
@@ -161,6 +165,32 @@ def _with_ranges(
         name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
     }
     return plan.model_copy(update={"activations": _activations(adjusted, place, found), "weights": weights})
+
+
+def _with_nncf(
+    plan: QuantPlan, model: ModelProto, place: Placement, images: Images, config: PtqConfig
+) -> QuantPlan:
+    """Return the plan with what NNCF decides; tensors that it leaves in float keep their ranges."""
+    decisions = quantize_with_nncf(model, images, bias_correction=config.bias_correction)
+    adjusted = Graph(model)
+    apply_channel_scales(adjusted, decisions.channel_scales)
+    found = {name: (item.low, item.high, item.limit) for name, item in plan.activations.items()}
+    for name, (low, high) in decisions.ranges.items():
+        if name in found and high > low:
+            # NNCF's grid of a tensor that is never negative may begin below zero all the same.
+            low = low if found[name][0] < 0 else 0.0
+            found[name] = low, high, max(-low, high)
+    weights = {
+        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
+    }
+    return plan.model_copy(
+        update={
+            "activations": _activations(adjusted, place, found),
+            "weights": weights,
+            "channel_scales": decisions.channel_scales,
+            "bias_shift": dict.fromkeys(PROFILES, decisions.bias_shift) if decisions.bias_shift else {},
+        }
+    )
 
 
 def _with_weighted_ranges(

@@ -1,90 +1,158 @@
-"""Tune the biases of a quantized network until its logits are the float network's again.
+"""Tune biases and ranges of a quantized network until its logits are the float network's again.
 
 What quantization changes on average can be changed back by biases, which cost nothing when the network
 runs. Correcting each layer's mean (Nagel et al., arXiv 1906.04721, section 4.2) goes wrong where a
 tensor holds rare huge values that the range cuts and the network ignores: they rule the mean. Here the
-biases follow the gradient of the logits' squared error instead, which knows what matters. Gradients
-pass through rounding as if it were not there (straight-through, Bengio et al., arXiv 1308.3432).
+biases follow the gradient of the logits' squared error instead, which knows what matters. So do the
+widths of the ranges (Esser et al., "Learned Step Size Quantization", arXiv 1902.08153): how much to cut
+depends on what all others cut. Gradients pass through rounding as if it were not there
+(straight-through, Bengio et al., arXiv 1308.3432).
 
 Neither labels nor weights are touched, so a few hundred images do not overfit: the parameters are one
-number for each channel.
+number for each channel and each tensor.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.plan import Profile, QuantPlan
+from edgeattn.quant.placement import Placement
+from edgeattn.quant.plan import ActivationRange, Profile, QuantParams, QuantPlan
 from edgeattn.quant.simulation import batches_of, channels_last, simulated
-from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
+from edgeattn.quant.torch_graph import Quantizer, TorchGraph, quantizers_of
 
-__all__ = ["tune_biases"]
+__all__ = ["tune_plan"]
 
 BATCH = 16
 LEARNING_RATE = 1e-3
-"""Of Adam, in standard deviations of the layer's output."""
+"""Of the biases, with Adam, in standard deviations of the layer's output."""
+RANGE_LEARNING_RATE = 1e-2
+"""Of the ranges, with Adam, in logarithms of their width."""
 _WARMUP, _DECAY = 5, 0.4
 _SMALLEST_SPREAD = 1e-6
 
 
-def tune_biases(
+def tune_plan(
     graph: Graph,
     plan: QuantPlan,
     profile: Profile,
-    axes: dict[str, int],
+    place: Placement,
     images: Sequence[NDArray[np.float32]],
     steps: int,
     progress: Callable[[int, int], None] | None = None,
-) -> dict[str, list[float]]:
-    """Return what to add to each bias in `profile`, what the plan adds already included.
+) -> QuantPlan:
+    """Return the plan with other biases and ranges for `profile`.
+
+    Profile s8 takes over from u8 the grids whose zero point it folds; those belong to u8, and tuning
+    s8 leaves them.
 
     Args:
         graph: Canonical fp32 graph; its logits are the target.
-        plan: Ranges and scales, which stay.
+        plan: Ranges, scales and biases to start from.
         profile: Which spelling to tune.
-        axes: Weight -> axis of its output channels.
+        place: Which ranges are fixed or another tensor's, and the axes of the weights.
         images: Arrays (1, C, H, W).
         steps: Number of batches to learn from.
         progress: Called with (done, total) steps.
     """
-    teacher, student = TorchGraph(graph), simulated(graph, plan, profile, axes)
+    teacher, student = TorchGraph(graph), simulated(graph, plan, profile, place.weights)
     batches = batches_of(teacher, images, BATCH)
     spread = _output_spread(teacher, batches[0])
     origin = {name: student.constants[name] for name in _biases(student.graph, plan) if name in spread}
     shifts = {name: torch.zeros_like(value, requires_grad=True) for name, value in origin.items()}
-    if not shifts:
-        return {}
+    widths = {name: torch.zeros((), requires_grad=True) for name in _own_ranges(plan, profile, place)}
+    quantizers = quantizers_of(plan, profile) | _learned(plan, profile, place, widths)
     with torch.no_grad():
         targets = torch.cat([teacher(batch) for batch in batches])
     inputs = torch.cat(batches)
     power = targets.square().mean().clamp_min(_SMALLEST_SPREAD)
-    quantizers = quantizers_of(plan, profile)
-    optimizer = torch.optim.Adam(list(shifts.values()), lr=LEARNING_RATE, betas=(0.9, 0.99))
+    groups = [
+        {"params": list(shifts.values()), "peak": LEARNING_RATE},
+        {"params": list(widths.values()), "peak": RANGE_LEARNING_RATE},
+    ]
+    optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99))
     size = batches[0].shape[0]
     for step, chosen in enumerate(_shuffled(len(inputs), size, steps)):
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * _schedule(step, steps)
+            group["lr"] = group["peak"] * _schedule(step, steps)
         for name, value in origin.items():
             student.constants[name] = value + shifts[name] * spread[name]
         batch = channels_last(inputs[chosen])
         loss = (student(batch, quantizers) - targets[chosen]).square().mean() / power
         if not loss.requires_grad:
-            return {}
+            return plan
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if progress:
             progress(step + 1, steps)
-    before = plan.bias_shift.get(profile, {})
     learned = {name: (shift.detach().double() * spread[name]).numpy() for name, shift in shifts.items()}
-    return before | {
-        name: (shift + np.asarray(before.get(name, 0.0))).tolist() for name, shift in learned.items()
+    return plan.model_copy(
+        update={
+            "bias_shift": {**plan.bias_shift, profile: _added(plan.bias_shift.get(profile, {}), learned)},
+            "activations": _widened(plan, profile, place, widths),
+        }
+    )
+
+
+def _own_ranges(plan: QuantPlan, profile: Profile, place: Placement) -> list[str]:
+    """Return the tensors whose range is neither fixed, nor another tensor's, nor the other profile's."""
+    return [
+        name
+        for name, item in plan.activations.items()
+        if name not in place.fixed
+        and name not in place.same_range
+        and item.is_quantized(profile)
+        and not (profile == "s8" and item.folds_zero_point)
+    ]
+
+
+def _learned(
+    plan: QuantPlan, profile: Profile, place: Placement, widths: Mapping[str, torch.Tensor]
+) -> dict[str, Quantizer]:
+    """Return quantizers with the gradient of their range, tensors that share a range sharing it here."""
+
+    def quantizer(params: QuantParams, width: torch.Tensor) -> Quantizer:
+        low, high = params.quant_min - params.zero_point, params.quant_max - params.zero_point
+
+        def quantize(value: torch.Tensor) -> torch.Tensor:
+            scale = params.scale * width.exp()
+            steps = (value / scale).clamp(low, high)
+            return (steps + (steps.round() - steps).detach()) * scale
+
+        return quantize
+
+    sources = {name: place.same_range.get(name, name) for name in plan.activations}
+    return {
+        name: quantizer(plan.activations[name].params(profile), widths[source])
+        for name, source in sources.items()
+        if source in widths and plan.activations[name].is_quantized(profile)
     }
+
+
+def _widened(
+    plan: QuantPlan, profile: Profile, place: Placement, widths: Mapping[str, torch.Tensor]
+) -> dict[str, ActivationRange]:
+    activations = dict(plan.activations)
+    for name, item in plan.activations.items():
+        source = place.same_range.get(name, name)
+        if source in widths:
+            factor = float(widths[source].detach().exp())
+            names = ("low", "high") if profile == "u8" else ("limit",)
+            activations[name] = item.model_copy(update={key: getattr(item, key) * factor for key in names})
+    return activations
+
+
+def _added(
+    before: Mapping[str, Sequence[float]], shifts: Mapping[str, NDArray[np.float64]]
+) -> dict[str, list[float]]:
+    sums = {name: (shift + np.asarray(before.get(name, 0.0))).tolist() for name, shift in shifts.items()}
+    return {name: list(values) for name, values in before.items()} | sums
 
 
 def _biases(graph: Graph, plan: QuantPlan) -> list[str]:

@@ -26,7 +26,7 @@ from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
-FAST = PtqConfig(tuning_steps=0)
+FAST = PtqConfig(tuning_steps=0, bias_correction=False)
 TUNED = PtqConfig(tuning_steps=2)
 
 

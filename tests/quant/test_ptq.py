@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import ModelProto
 from quant_networks import inverted_residual, pictures, run
 
 from edgeattn.errors import DataError
@@ -17,7 +20,7 @@ from edgeattn.quant.config import GatePolicy, PtqConfig
 from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
-from edgeattn.quant.tuning import tune_biases
+from edgeattn.quant.tuning import tune_plan
 
 QUICK = PtqConfig(tuning_steps=0)
 
@@ -26,16 +29,17 @@ def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
     plan = make_plan(inverted_residual(), pictures(48), PtqConfig(tuning_steps=20))
     assert [step.step for step in plan.ladder] == [
         "ranges: mean_minmax",
+        "NNCF",
         "channel equalization",
         "importance-weighted ranges",
-        "bias tuning: s8",
-        "bias tuning: u8",
+        "tuning of biases and ranges: u8",
+        "tuning of biases and ranges: s8",
     ]
     kept = [step.sqnr_db_u8 + step.sqnr_db_s8 for step in plan.ladder if step.kept]
     assert kept == sorted(kept)
-    assert bool(plan.channel_scales) == plan.ladder[1].kept
-    tuned = {profile for profile, step in zip(PROFILES, plan.ladder[3:], strict=True) if step.kept}
-    assert set(plan.bias_shift) == tuned
+    assert bool(plan.channel_scales) == any(step.kept for step in plan.ladder[1:3])
+    tuned = {profile for profile, step in zip(reversed(PROFILES), plan.ladder[4:], strict=True) if step.kept}
+    assert tuned <= set(plan.bias_shift)
 
 
 @pytest.mark.parametrize("bounds", [{"stop_at_sqnr_db": 1.0}, {"stop_at_agreement": 0.0}])
@@ -77,20 +81,54 @@ def test_a_network_of_zeros_gets_a_plan_that_runs() -> None:
         assert not run(emit_qdq(model, plan, profile), images[0])[0].any()
 
 
+def output_error(model: ModelProto, plan: QuantPlan, profile: Profile, images: list[Any]) -> float:
+    """Return the squared error of the quantized graph's outputs."""
+    quantized = emit_qdq(model, plan, profile)
+    return sum(float(np.square(run(quantized, x)[0] - run(model, x)[0]).sum()) for x in images)
+
+
 @pytest.mark.parametrize("profile", ["u8", "s8"])
 def test_tuning_takes_back_a_shift_of_biases(profile: Profile) -> None:
     model, images = inverted_residual(2), pictures(48)
-    graph, axes = Graph(model), place_quantizers(model).weights
+    graph, place = Graph(model), place_quantizers(model)
     plan = make_plan(model, images, QUICK)
     shifted = plan.model_copy(update={"bias_shift": {profile: {"last.bias": [0.05] * 16}}})
-    shifts = tune_biases(graph, shifted, profile, axes, images, 60)
-    tuned = plan.model_copy(update={"bias_shift": {profile: shifts}})
+    tuned = tune_plan(graph, shifted, profile, place, images, 60)
+    before = output_error(model, shifted, profile, images)
+    assert output_error(model, tuned, profile, images) < 0.5 * before
 
-    def error(candidate: QuantPlan) -> float:
-        quantized = emit_qdq(model, candidate, profile)
-        return sum(float(np.square(run(quantized, x)[0] - run(model, x)[0]).sum()) for x in images)
 
-    assert error(tuned) < 0.5 * error(shifted)
+@pytest.mark.parametrize("profile", ["u8", "s8"])
+def test_tuning_widens_a_range_that_cuts_too_much(profile: Profile) -> None:
+    model, images = inverted_residual(2), pictures(48)
+    graph, place = Graph(model), place_quantizers(model)
+    plan = make_plan(model, images, QUICK)
+    name = next(n for n, item in plan.activations.items() if item.is_quantized("s8") and n != "input")
+    item = plan.activations[name]
+    narrow = item.model_copy(
+        update={
+            "low": item.low / 2,
+            "high": item.high / 2,
+            "limit": item.limit / 2,
+            "folds_zero_point": False,
+        }
+    )
+    cut = plan.model_copy(update={"activations": {**plan.activations, name: narrow}})
+    tuned = tune_plan(graph, cut, profile, place, images, 80)
+    key = "high" if profile == "u8" else "limit"
+    assert getattr(tuned.activations[name], key) > 1.2 * getattr(narrow, key)
+    before = output_error(model, cut, profile, images)
+    assert output_error(model, tuned, profile, images) < 0.7 * before
+
+
+def test_tuning_s8_leaves_what_belongs_to_u8() -> None:
+    model, images = inverted_residual(2), pictures(48)
+    plan = make_plan(model, images, PtqConfig(tuning_steps=0, nncf=False))
+    tuned = tune_plan(Graph(model), plan, "s8", place_quantizers(model), images, 5)
+    for name, item in plan.activations.items():
+        assert tuned.activations[name].params("u8") == item.params("u8")
+    assert "u8" not in tuned.bias_shift
+    assert any(tuned.activations[name].limit != item.limit for name, item in plan.activations.items())
 
 
 CASES = [
