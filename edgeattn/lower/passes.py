@@ -8,12 +8,13 @@ from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
+from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.widen_gates import WidenGates
 
 __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
-_OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs())
+_OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates())
 _TENSORRT: tuple[LoweringPass, ...] = ()
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {

@@ -18,6 +18,7 @@ from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.passes import PASSES
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
+from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.widen_gates import WidenGates
 from edgeattn.onnx_graph import Graph
 
@@ -194,6 +195,65 @@ def test_a_pair_between_two_products_goes_and_moves_the_result_by_half_its_step(
     rng = np.random.default_rng(0)
     feeds = {name: rng.uniform(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
     assert np.abs(run(model, feeds) - run(lowered, feeds)).max() <= 0.01 * 1.001
+
+
+def gated_by_a_sum(b: Builder, gates: int, *, factor: bool, quantized: bool = True) -> str:
+    """Return the tensor ``x * (gates summed) * factor`` behind its pair."""
+    leaves = []
+    for index in range(gates):
+        gate = b.add("Sigmoid", f"gate{index}")
+        leaves.append(b.pair(gate, 1 / 255, 0) if quantized else gate)
+    total = leaves[0]
+    for leaf in leaves[1:]:
+        total = b.add("Add", total, leaf)
+    if factor:
+        total = b.add("Mul", total, b.constant(np.float32(1 / 3)))
+    return b.pair(b.add("Mul", quantized_input(b), total), 0.02, 120)
+
+
+GATE_SHAPES = ((1, 3, 1, 6), (1, 3, 4, 1), (1, 1, 4, 6))
+
+
+@given(
+    seed=st.integers(0, 2**16),
+    gates=st.integers(2, 3),
+    factor=st.booleans(),
+    quantized=st.booleans(),
+)
+@settings(max_examples=25, deadline=None)
+def test_spreading_gates_moves_a_result_by_at_most_one_step_and_seldom(
+    seed: int, gates: int, factor: bool, quantized: bool
+) -> None:
+    b = Builder()
+    output = gated_by_a_sum(b, gates, factor=factor, quantized=quantized)
+    shapes = {"x": (1, 3, 4, 6)} | {f"gate{index}": GATE_SHAPES[index] for index in range(gates)}
+    model = b.model(shapes, output)
+    lowered, changed = lower(model, SpreadGates())
+    assert changed == ["spread-gates"]
+    feeds = {name: noise(seed + index, *shape) for index, (name, shape) in enumerate(shapes.items())}
+    difference = np.abs(run(model, feeds) - run(lowered, feeds))
+    assert difference.max() <= 0.02 * 1.001
+    assert (difference > 0).mean() <= 0.05
+    # Every product has a whole map on one side: no sum of two broadcast gates is left.
+    assert operators(lowered).count("Mul") == gates + factor
+
+
+def test_a_map_gated_by_what_is_no_gate_stays() -> None:
+    b = Builder()
+    total = b.add("Add", b.pair("gate0", 1 / 255, 0), b.add("Sigmoid", "gate1"))
+    output = b.pair(b.add("Mul", quantized_input(b), total), 0.02, 120)
+    model = b.model({"x": (1, 3, 4, 6), "gate0": (1, 3, 1, 6), "gate1": (1, 3, 4, 1)}, output)
+    assert lower(model, SpreadGates())[1] == []
+
+
+def test_a_sum_of_gates_that_is_read_elsewhere_stays() -> None:
+    b = Builder()
+    total = b.add("Add", b.add("Sigmoid", "gate0"), b.add("Sigmoid", "gate1"))
+    product = b.add("Mul", quantized_input(b), total)
+    model = b.model(
+        {"x": (1, 3, 4, 6), "gate0": (1, 3, 1, 6), "gate1": (1, 3, 4, 1)}, b.add("Add", product, total)
+    )
+    assert lower(model, SpreadGates())[1] == []
 
 
 def test_the_pair_of_a_residual_branch_stays() -> None:
