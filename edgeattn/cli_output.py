@@ -7,6 +7,7 @@ import io
 import json
 import math
 import sys
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -28,6 +29,7 @@ __all__ = [
     "print_report",
     "print_steps",
     "print_targets",
+    "print_tuning",
     "report_text",
 ]
 
@@ -140,6 +142,33 @@ def print_bench(result: Mapping[str, Any]) -> None:
         rows.append((name, *times, str(latency["runs"]), str(latency["threads"]), text))
     header = ("engine", "p50 ms", "p90 ms", "p99 ms", "runs", "threads", "ratio (95 % interval)")
     _print_table(console, header, rows, left=1)
+
+
+def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
+    """Print every candidate with its ratio to the best one before it, and what was chosen."""
+    console = _console()
+    rows = []
+    for item in tuning["candidates"]:
+        low, high = item["ratio_interval"]
+        ratio = f"{item['ratio']:.3f} ({low:.3f} to {high:.3f})"
+        kept = "yes" if item["kept"] else ""
+        rows.append(
+            (item["stage"], _forms(item["forms"]), item["policy"], f"{item['latency_ms']:.3f}", ratio, kept)
+        )
+    header = ("stage", "form", "gates", "p50 ms", "ratio to the best before (95 % interval)", "kept")
+    _print_table(console, header, rows, left=3)
+    key = tuning["key"]
+    threads = f"{key['threads']} thread{'s' if key['threads'] > 1 else ''}"
+    _line(console, f"fastest on {key['target']} {key['runtime']}, {threads}: {_forms(tuning['forms'])}")
+    _line(console, f"gate policies from the fastest on: {', '.join(tuning['policies'])}")
+    _line(console, str(path))
+
+
+def _forms(forms: Mapping[str, str]) -> str:
+    """Return the form of the mechanism, and how many modules differ from it."""
+    names = list(forms.values())
+    others = Counter(names[1:])
+    return names[0] + "".join(f", {name} in {count}" for name, count in others.items() if name != names[0])
 
 
 def print_parity(result: Mapping[str, Any]) -> None:

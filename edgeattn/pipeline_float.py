@@ -11,14 +11,47 @@ from torch import nn
 import edgeattn
 from edgeattn.artifact import sha256_of_file
 from edgeattn.data import DataSplits
-from edgeattn.errors import ModelError
+from edgeattn.errors import ModelError, RecipeError
 from edgeattn.models import create_model, insert_attention, load_weights, save_weights
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
 from edgeattn.recipe import Recipe
 from edgeattn.train import TrainResult, fit
 
-__all__ = ["FloatStage", "StageProgress", "history_of"]
+__all__ = ["FloatStage", "StageProgress", "build_network", "history_of"]
+
+
+def build_network(recipe: Recipe, num_classes: int, *, identity: bool) -> nn.Module:
+    """Return a recipe's network with random weights, attention inserted.
+
+    Args:
+        recipe: Architecture and attention.
+        num_classes: Of the classifier.
+        identity: Start every gate as the identity.
+
+    Raises:
+        RecipeError: If the attention has no such option.
+    """
+    spec, attention = recipe.model, recipe.attention
+    model: nn.Module = create_model(
+        spec.arch,
+        num_classes=num_classes,
+        width=spec.width,
+        activation=spec.activation,
+        dropout=spec.dropout,
+    )
+    if attention.kind == "none":
+        return model
+    try:
+        return insert_attention(
+            model,
+            attention.kind,
+            where=attention.where if isinstance(attention.where, str) else list(attention.where),
+            identity=identity,
+            **cast("dict[str, Any]", attention.options),
+        )
+    except TypeError as exc:
+        raise RecipeError(f"attention.options: {exc}") from exc
 
 
 class FloatStage:
@@ -88,21 +121,7 @@ class FloatStage:
             )
         # The seed also decides the weights of what training has not touched yet.
         torch.manual_seed(self.recipe.train.seed if self.recipe.train else 0)
-        model = create_model(
-            spec.arch,
-            num_classes=classes,
-            width=spec.width,
-            activation=spec.activation,
-            dropout=spec.dropout,
-        )
-        if attention.kind != "none":
-            model = insert_attention(
-                model,
-                attention.kind,
-                where=attention.where if isinstance(attention.where, str) else list(attention.where),
-                identity=attention.identity_start,
-                **cast("dict[str, Any]", attention.options),
-            )
+        model = build_network(self.recipe, classes, identity=attention.identity_start)
         if spec.weights is not None:
             loaded = load_weights(model, spec.weights)
             self.progress.note(loaded.summary())

@@ -29,14 +29,17 @@ from edgeattn.models import load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_float import FloatStage, StageProgress, history_of
 from edgeattn.pipeline_layers import layer_results
+from edgeattn.pipeline_tuning import Tuning
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
 from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.config import GatePolicy, PtqConfig
 from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 from edgeattn.recipe import Recipe
 from edgeattn.report import Fp32Result, LayerResult
+from edgeattn.targets import get_target
 from edgeattn.train import evaluate, fit
 
 __all__ = ["Prepared", "prepare"]
@@ -90,6 +93,7 @@ class _Preparation:
             torch.set_num_threads(1)
         self.training: list[dict[str, Any]] = []
         self.checks: dict[str, Any] = {}
+        self.policy: GatePolicy = recipe.quant.gate_policy
 
     def run(self, profiles: Sequence[str]) -> Prepared:
         recipe = self.recipe
@@ -104,14 +108,16 @@ class _Preparation:
         model = stage.model(splits)
         self.training += stage.training
         # The plan belongs to one form: the first target decides which is the fastest.
-        form = recipe.attention.edge_form or preferred_forms(recipe.targets[0])
+        tuning = self._tune()
+        form = tuning.forms if tuning else recipe.attention.edge_form or preferred_forms(recipe.targets[0])
+        policies = tuning.policies if tuning else [recipe.quant.gate_policy]
         # Training needs the float form's own Parameters; without it, every weight may be adjusted.
         shares = recipe.quant.mode == "qat"
         edge = to_edge_form(model, self.size, self.size, form=form, materialize=not shares)
         export, fp32 = self._export(edge)
         reference, result = _evaluate_float(model, measured, images)
         calibration = self._calibration(splits)
-        quantized = self._quantize(edge, model, export, calibration, splits)
+        quantized = self._quantize(edge, model, export, calibration, splits, policies)
         qdq, layers = self._emit(quantized, calibration, cast("Sequence[Profile]", profiles))
         return Prepared(
             fp32=fp32,
@@ -148,9 +154,9 @@ class _Preparation:
         export: FloatExport,
         calibration: CalibrationSet,
         splits: DataSplits,
+        policies: Sequence[GatePolicy],
     ) -> _Quantized:
         recipe, folder = self.recipe, self.space.folder
-        gates = self._gates(edge)
         images = list(calibration.batches(1))
         ptq = recipe.quant.ptq
         if recipe.quant.mode == "qat":
@@ -162,15 +168,25 @@ class _Preparation:
             "calibration": calibration.fingerprint,
             "ptq": ptq.model_dump(mode="json"),
             "mode": recipe.quant.mode,
-            "gates": [dataclasses.asdict(gate) for gate in gates],
+            "gates": [gate.prefix for gate in _gates(edge, policies[0])],
+            "policies": list(policies),
+            "agreement_min": recipe.accept.agreement_min if len(policies) > 1 else None,
         }
 
         def calibrate() -> dict[str, Any]:
-            plan = make_plan(export.model, images, ptq, gates, self._counter("ptq"))
-            plan.save(folder / "plan.ptq.json")
-            return {}
+            made = [self._plan(edge, export, images, ptq, policies[0])]
+            for policy in policies[1:]:
+                if self._agrees(made[-1]):
+                    break
+                made.append(self._plan(edge, export, images, ptq, policy))
+            # Where no policy keeps the bound: the most accurate, the fastest of equals.
+            chosen = max(range(len(made)), key=lambda i: (self._agrees(made[i]), _agreement(made[i]), -i))
+            made[chosen].save(folder / "plan.ptq.json")
+            return {"policy": policies[chosen]}
 
-        self.space.run("ptq", key, ["plan.ptq.json"], calibrate)
+        done = self.space.run("ptq", key, ["plan.ptq.json"], calibrate)
+        self.policy = done["policy"]
+        gates = _gates(edge, self.policy)
         plan = QuantPlan.load(folder / "plan.ptq.json")
         if recipe.quant.mode == "ptq":
             plan.save(folder / "plan.json")
@@ -260,12 +276,31 @@ class _Preparation:
 
     # ------------------------------------------------------------------------------ helpers
 
-    def _gates(self, edge: nn.Module) -> list[GateRegion]:
-        return [
-            GateRegion(path.replace(".", "/"), self.recipe.quant.gate_policy)
-            for path, module in edge.named_modules()
-            if isinstance(module, EdgeForm)
-        ]
+    def _tune(self) -> Tuning | None:
+        """Return what is fastest on the first target; None where the recipe does not ask, or it cannot run."""
+        recipe = self.recipe
+        if recipe.tune is None or recipe.attention.kind == "none":
+            return None
+        if not get_target(recipe.targets[0]).probe().can_run:
+            self.progress.note(f"tune: {recipe.targets[0]} cannot run here; its usual forms are taken")
+            return None
+        from edgeattn.pipeline_tune import tune
+
+        return tune(recipe, progress=self.progress)
+
+    def _plan(
+        self,
+        edge: nn.Module,
+        export: FloatExport,
+        images: Sequence[NDArray[np.float32]],
+        ptq: PtqConfig,
+        policy: GatePolicy,
+    ) -> QuantPlan:
+        return make_plan(export.model, images, ptq, _gates(edge, policy), self._counter("ptq"))
+
+    def _agrees(self, plan: QuantPlan) -> bool:
+        bound = self.recipe.accept.agreement_min
+        return bound is None or _agreement(plan) >= bound
 
     def _counter(self, stage: str) -> Callable[[int, int], None]:
         def count(done: int, total: int) -> None:
@@ -276,7 +311,7 @@ class _Preparation:
     def _summary(self, plan: QuantPlan, calibration: CalibrationSet) -> dict[str, Any]:
         return {
             "method": plan.method,
-            "gate_policy": self.recipe.quant.gate_policy,
+            "gate_policy": self.policy,
             "calibration": calibration.name,
             "calibration_images": len(calibration),
             "calibration_fingerprint": calibration.fingerprint,
@@ -305,3 +340,17 @@ def _evaluate_float(
     return result.logits, Fp32Result(
         top1=result.top1, n=result.n, top1_interval=wilson_interval(hits, result.n)
     )
+
+
+def _gates(edge: nn.Module, policy: GatePolicy) -> list[GateRegion]:
+    return [
+        GateRegion(path.replace(".", "/"), policy)
+        for path, module in edge.named_modules()
+        if isinstance(module, EdgeForm)
+    ]
+
+
+def _agreement(plan: QuantPlan) -> float:
+    """Return the smaller agreement of both profiles on calibration images, as the plan was kept."""
+    last = next(step for step in reversed(plan.ladder) if step.kept)
+    return min(last.agreement_u8, last.agreement_s8)

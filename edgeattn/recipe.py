@@ -21,7 +21,7 @@ from pydantic import model_validator as _model_validator
 from edgeattn.data.spec import DataSpec
 from edgeattn.errors import RecipeError, close_matches_hint
 from edgeattn.models import architectures
-from edgeattn.quant.config import QuantConfig
+from edgeattn.quant.config import GatePolicy, QuantConfig
 from edgeattn.recipe_yaml import Located, apply_override, parse_yaml
 from edgeattn.train.config import TrainConfig
 
@@ -150,6 +150,30 @@ class AttentionSpec(BaseModel):
         return self
 
 
+class TuneSpec(BaseModel):
+    """Let measurements on the first target choose edge forms and gate policy.
+
+    What was found is kept in the user's cache for this machine and runtime, and the next run reuses it.
+    """
+
+    model_config = _FROZEN
+
+    policies: Annotated[
+        tuple[GatePolicy, ...],
+        Field(
+            min_length=1,
+            description="Policies to try. The fastest that keeps accept.agreement_min on calibration images "
+            "is taken.",
+        ),
+    ] = ("int8", "fixed", "float")
+    by_size: Annotated[
+        bool,
+        Field(
+            description="Also let gates on maps of different sizes take different forms: some minutes more."
+        ),
+    ] = False
+
+
 class MeasureSpec(BaseModel):
     """How long and on what engines are measured."""
 
@@ -207,6 +231,9 @@ class Recipe(BaseModel):
     train: Annotated[TrainConfig | None, Field(description="null: no float training.")] = None
     calibration: Annotated[Path, Field(description="The calibration set's manifest; relative to the recipe.")]
     quant: QuantConfig = QuantConfig()
+    tune: Annotated[
+        TuneSpec | None, Field(description="null: the forms and the policy that the recipe says.")
+    ] = None
     targets: Annotated[
         tuple[Annotated[str, AfterValidator(_check_target)], ...],
         Field(min_length=1, description="Names that `edgeattn targets` lists."),

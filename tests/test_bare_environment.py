@@ -78,6 +78,7 @@ made_of_torch = (
     "edgeattn.export",
     "edgeattn.pipeline_float",
     "edgeattn.pipeline_train",
+    "edgeattn.pipeline_tune",
 )
 for module in pkgutil.walk_packages(edgeattn.__path__, "edgeattn."):
     if not f"{module.name}.".startswith(made_of_torch) and module.name != "edgeattn.__main__":

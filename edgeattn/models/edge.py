@@ -138,8 +138,9 @@ def to_edge_form(
         model: The float network; any module that contains `Attention` modules or none.
         height: Rows of the network's input.
         width: Columns of the network's input.
-        form: Edge form for each mechanism by name; a single name applies to every mechanism that has
-            such a form, the others take their default, as with None.
+        form: Edge form for each mechanism by name, or for one module by its path, which goes first; a
+            single name applies to every mechanism that has such a form, the others take their default,
+            as with None.
         materialize: Share nothing, and turn derived weights into ordinary convolution weights: for
             calibration and export, not for training. The result is in evaluation mode.
         absorb: What to move into neighbouring layers first, see `absorb_gains`: the gains of an identity
@@ -151,7 +152,7 @@ def to_edge_form(
         RecipeError: If a form or a value of `absorb` is unknown.
         ModelError: If the network cannot run on this size, or an attention sees no single size.
     """
-    kinds = {module.kind for module in model.modules() if isinstance(module, Attention)}
+    kinds = {path: module.kind for path, module in model.named_modules() if isinstance(module, Attention)}
     forms = _resolve_forms(form, kinds)
     if materialize:
         result = copy.deepcopy(model).eval()
@@ -164,7 +165,7 @@ def to_edge_form(
         module = result.get_submodule(path)
         replacement: nn.Module
         if isinstance(module, Attention):
-            edge = module.edge_form(rows, columns, forms.get(module.kind))
+            edge = module.edge_form(rows, columns, forms.get(path, forms.get(module.kind)))
             replacement = edge.materialize() if materialize else edge
         else:
             replacement = nn.AvgPool2d((rows, columns))
@@ -187,16 +188,17 @@ def _absorb(model: nn.Module, what: str) -> None:
         absorb_gains(model, constants=what == "constants")
 
 
-def _resolve_forms(form: str | Mapping[str, str] | None, kinds: set[str]) -> dict[str, str]:
+def _resolve_forms(form: str | Mapping[str, str] | None, kind_of: Mapping[str, str]) -> dict[str, str]:
     if form is None:
         return {}
     if isinstance(form, Mapping):
-        for kind, name in form.items():
-            known = attentions.get(kind).edge_forms
+        for key, name in form.items():
+            known = attentions.get(kind_of.get(key, key)).edge_forms
             if name not in known:
                 hint = close_matches_hint(name, known)
-                raise RecipeError(f"The attention {kind!r} has no edge form {name!r}. {hint}")
+                raise RecipeError(f"The attention {key!r} has no edge form {name!r}. {hint}")
         return dict(form)
+    kinds = set(kind_of.values())
     chosen = {kind: form for kind in kinds if form in attentions.get(kind).edge_forms}
     if not chosen and kinds:
         known = tuple(name for kind in sorted(kinds) for name in attentions.get(kind).edge_forms)

@@ -1,0 +1,49 @@
+"""Arguments and options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+if TYPE_CHECKING:
+    from edgeattn.recipe import Recipe
+
+__all__ = [
+    "JsonOption",
+    "QuickOption",
+    "RecipeArgument",
+    "SetOption",
+    "ThreadsOption",
+    "examples",
+    "load_request",
+    "split_names",
+]
+
+
+def examples(*lines: str) -> str:
+    """Return the part of a command's help that shows `lines`, kept as they are."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only; progress goes to standard error.")]
+RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, such as train.epochs=3. Repeatable."),
+]
+ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of one inference.")]
+QuickOption = Annotated[bool, typer.Option("--quick", help="64 timed inferences: for a first look.")]
+
+
+def load_request(path: Path, overrides: list[str] | None) -> Recipe:
+    """Read a recipe with the changes of ``--set``."""
+    from edgeattn.recipe import load_recipe
+
+    return load_recipe(path, overrides or ())
+
+
+def split_names(values: list[str] | None) -> list[str]:
+    """Return the names in repeated, comma-separated options."""
+    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]

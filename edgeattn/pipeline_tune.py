@@ -1,0 +1,235 @@
+"""Time the exact edge forms and gate policies of a network on its target, and keep the fastest.
+
+Latency does not depend on the numbers in a network, so candidates are built with random weights and
+calibrated on one image of noise: a build takes seconds. Every candidate alternates with the best one so
+far in one process, and takes its place only where the whole interval of the ratio lies below one: on a
+noisy machine nothing changes without evidence.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+
+from edgeattn.attention import attentions
+from edgeattn.attention.base import EdgeForm
+from edgeattn.errors import RecipeError, TargetUnavailable
+from edgeattn.export.artifacts import save_artifact
+from edgeattn.export.float_onnx import export_float
+from edgeattn.export.qdq import emit_qdq
+from edgeattn.lower.preferences import preferred_forms
+from edgeattn.measure.latency import compare_latency
+from edgeattn.models import to_edge_form
+from edgeattn.pipeline_float import build_network
+from edgeattn.pipeline_tuning import Candidate, Tuning, TuningStore, tuning_key
+from edgeattn.progress import Progress
+from edgeattn.quant.config import GatePolicy, PtqConfig
+from edgeattn.quant.placement import GateRegion
+from edgeattn.quant.plan import Profile
+from edgeattn.quant.ptq import make_plan
+from edgeattn.recipe import Recipe, TuneSpec
+from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target
+
+__all__ = ["tune"]
+
+_CLASSES = 1000
+ROUNDS = 16
+# Ranges alone: what is timed does not depend on how good they are.
+_PLAIN = PtqConfig(nncf=False, range_estimator="minmax", equalization=False, importance=False, tuning_steps=0)
+
+
+def tune(
+    recipe: Recipe,
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    again: bool = False,
+    store: TuningStore | None = None,
+    timing: TimingPlan | None = None,
+    progress: Progress | None = None,
+) -> Tuning:
+    """Return the fastest edge forms and the order of gate policies for a recipe's network.
+
+    Args:
+        recipe: Network, attention, size, and what `recipe.tune` says; its defaults where that is null.
+        target: Where it is to be fast; None means the recipe's first target.
+        threads: Of one inference; None means ``recipe.measure.threads``.
+        again: Measure even where the store has an answer.
+        store: Where answers are kept.
+        timing: Inferences of each candidate; default 256, or 3 s.
+        progress: Hears how far it is.
+
+    Raises:
+        RecipeError: If the recipe's network has no attention.
+        TargetUnavailable: If engines of the target cannot run here.
+    """
+    if recipe.attention.kind == "none":
+        raise RecipeError("This recipe inserts no attention (attention.kind is none): nothing to tune.")
+    runtime = get_target(target or recipe.targets[0])
+    here = runtime.probe()
+    if not here.can_run:
+        raise TargetUnavailable(f"{runtime.name} cannot run here, so nothing can be timed: {here.reason}")
+    threads = threads or recipe.measure.threads
+    recipe = recipe if recipe.tune else recipe.model_copy(update={"tune": TuneSpec()})
+    store = store or TuningStore()
+    key = tuning_key(recipe, runtime, threads)
+    known = None if again else store.load(key)
+    if known is not None:
+        return known
+    timing = timing or TimingPlan(warmup_runs=10, min_runs=256, min_seconds=3.0, threads=threads)
+    with tempfile.TemporaryDirectory(prefix="edgeattn-tune-") as folder:
+        found = _Search(recipe, runtime, timing, Path(folder), progress).run()
+    tuning = Tuning(key=key, **found)
+    store.save(tuning)
+    return tuning
+
+
+@dataclasses.dataclass(frozen=True)
+class _Choice:
+    forms: Mapping[str, str]
+    policy: GatePolicy
+
+
+class _Search:
+    def __init__(
+        self, recipe: Recipe, target: Target, timing: TimingPlan, folder: Path, progress: Progress | None
+    ) -> None:
+        self.recipe = recipe
+        self.spec = recipe.tune or TuneSpec()
+        self.target = target
+        self.timing = timing
+        self.folder = folder
+        self.progress = progress
+        self.size = recipe.data.preprocess.size
+        self.image = np.random.default_rng(0).standard_normal((1, 3, self.size, self.size)).astype(np.float32)
+        # Gates that start as the identity have weights of zero, which a runtime might fold away.
+        torch.manual_seed(0)
+        classes = recipe.model.num_classes or _CLASSES
+        self.model = build_network(recipe, classes, identity=False).eval()
+        self.candidates: list[Candidate] = []
+        self._built: dict[str, Engine] = {}
+        self._done, self._total = 0, 1
+
+    def run(self) -> dict[str, Any]:
+        """Try forms, then policies, then forms by size; return the fields of a `Tuning`."""
+        kind = self.recipe.attention.kind
+        names = self._forms()
+        sizes = self._gates_by_size() if self.spec.by_size and len(names) > 1 else []
+        self._total = len(names) + len(self.spec.policies) + len(sizes) * (len(names) - 1)
+        start = preferred_forms(self.target.name).get(kind, names[0])
+        best = _Choice({kind: start if start in names else names[0]}, self.spec.policies[0])
+        others = [_Choice({kind: name}, best.policy) for name in names if name != best.forms[kind]]
+        best = self._best("form", best, others)
+        others = [_Choice(best.forms, policy) for policy in self.spec.policies[1:]]
+        policies, best = self._policies(best, others)
+        alternatives = [name for name in names if name != best.forms[kind]]
+        for paths in sizes:
+            tried = [
+                _Choice({**best.forms, **dict.fromkeys(paths, name)}, best.policy) for name in alternatives
+            ]
+            best = self._best("size", best, tried)
+        return {"forms": dict(best.forms), "policies": policies, "candidates": self.candidates}
+
+    def _forms(self) -> tuple[str, ...]:
+        asked = self.recipe.attention.edge_form
+        return (asked,) if asked else attentions.get(self.recipe.attention.kind).edge_forms
+
+    def _gates_by_size(self) -> list[list[str]]:
+        """Return the paths of attention modules, those on maps of one shape together, largest first."""
+        edge = to_edge_form(self.model, self.size, self.size, materialize=True)
+        shapes: dict[tuple[int, int, int], list[str]] = {}
+        for path, module in edge.named_modules():
+            if isinstance(module, EdgeForm):
+                shape = module.channels, module.height, module.width
+                shapes.setdefault(shape, []).append(path)
+        return [shapes[shape] for shape in sorted(shapes, key=lambda s: -s[0] * s[1] * s[2])]
+
+    def _best(self, stage: Any, best: _Choice, others: Sequence[_Choice]) -> _Choice:
+        """Time `others` against `best` and return the fastest."""
+        measured = self._measure(best, others)
+        faster = [choice for choice, (_, _, interval) in measured.items() if interval[1] < 1.0]
+        winner = min(faster, key=lambda choice: measured[choice][1], default=_id(best))
+        for choice in others:
+            self._note(stage, choice, measured[_id(choice)], kept=_id(choice) == winner)
+        return next(choice for choice in (best, *others) if _id(choice) == winner)
+
+    def _policies(self, best: _Choice, others: Sequence[_Choice]) -> tuple[list[GatePolicy], _Choice]:
+        measured = self._measure(best, others)
+        ratios: dict[GatePolicy, float] = {best.policy: 1.0}
+        for choice in others:
+            _, ratio, interval = measured[_id(choice)]
+            # A difference that may be none moves nothing: policies change numbers.
+            ratios[choice.policy] = 1.0 if interval[0] <= 1.0 <= interval[1] else ratio
+        order = sorted(ratios, key=ratios.__getitem__)
+        for choice in others:
+            self._note("policy", choice, measured[_id(choice)], kept=choice.policy == order[0])
+        return order, _Choice(best.forms, order[0])
+
+    def _measure(
+        self, best: _Choice, others: Sequence[_Choice]
+    ) -> dict[str, tuple[float, float, tuple[float, float]]]:
+        """Return (median in ms, ratio to `best`, interval) of every choice but `best`."""
+        if not others:
+            return {}
+        engines = {_id(choice): self._build(choice) for choice in (best, *others)}
+        with contextlib.ExitStack() as stack:
+            sessions: dict[str, Session] = {
+                name: stack.enter_context(self.target.open(engine, threads=self.timing.threads))
+                for name, engine in engines.items()
+            }
+            result = compare_latency(
+                sessions, {"input": self.image}, self.timing, rounds=ROUNDS, baseline=_id(best)
+            )
+        return {
+            name: (result.latencies[name].p50_ms, ratio.ratio, (ratio.interval[0], ratio.interval[1]))
+            for name, ratio in result.ratios.items()
+        }
+
+    def _build(self, choice: _Choice) -> Engine:
+        name = _id(choice)
+        if name not in self._built:
+            edge = to_edge_form(self.model, self.size, self.size, form=choice.forms, materialize=True)
+            floating = export_float(edge, self.image.shape).model
+            gates = [
+                GateRegion(path.replace(".", "/"), choice.policy)
+                for path, module in edge.named_modules()
+                if isinstance(module, EdgeForm)
+            ]
+            plan = make_plan(floating, [self.image], _PLAIN, gates)
+            profile = cast("Profile", self.target.profile)
+            file = self.folder / f"{len(self._built)}.onnx"
+            artifact = save_artifact(emit_qdq(floating, plan, profile), file, profile, {})
+            lowered = self.folder / "lowered"
+            lowered.mkdir(exist_ok=True)
+            self._built[name] = self.target.build(self.target.lower(artifact, lowered), self.folder)
+        self._done += 1
+        if self.progress:
+            self.progress.update("tune", min(self._done, self._total), self._total)
+        return self._built[name]
+
+    def _note(
+        self, stage: Any, choice: _Choice, measured: tuple[float, float, tuple[float, float]], *, kept: bool
+    ) -> None:
+        latency_ms, ratio, interval = measured
+        self.candidates.append(
+            Candidate(
+                stage=stage,
+                forms=dict(choice.forms),
+                policy=choice.policy,
+                latency_ms=latency_ms,
+                ratio=ratio,
+                ratio_interval=interval,
+                kept=kept,
+            )
+        )
+
+
+def _id(choice: _Choice) -> str:
+    return f"{sorted(choice.forms.items())} {choice.policy}"

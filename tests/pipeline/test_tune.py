@@ -1,0 +1,137 @@
+"""Tuning times every exact form and policy, keeps what is faster, and is asked once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from edgeattn import load_recipe, run_recipe
+from edgeattn.errors import ArtifactError, RecipeError, TargetUnavailable
+from edgeattn.pipeline_tune import tune
+from edgeattn.pipeline_tuning import Tuning, TuningStore
+from edgeattn.recipe import Recipe
+from edgeattn.targets import TimingPlan, get_target
+
+SMALL = ("model.width=0.1", "train.epochs=0", "targets=[ort-cpu]", "quant.mode=ptq", "accept={}")
+BRIEF = TimingPlan(warmup_runs=1, min_runs=16, min_seconds=1.0)
+
+
+def recipe(*overrides: str) -> Recipe:
+    path = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    return load_recipe(path, [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory: pytest.TempPathFactory) -> tuple[TuningStore, Tuning]:
+    """One tuning of the quickstart's network, forms by size included."""
+    store = TuningStore(tmp_path_factory.mktemp("cache"))
+    asked = recipe("tune={by_size: true}", "attention.kind=se")
+    return store, tune(asked, store=store, timing=BRIEF)
+
+
+def test_every_form_and_policy_is_timed_once(tuned: tuple[TuningStore, Tuning]) -> None:
+    _, tuning = tuned
+    by_stage: dict[str, list[Any]] = {}
+    for item in tuning.candidates:
+        by_stage.setdefault(item.stage, []).append(item)
+    assert [item.forms["se"] for item in by_stage["form"]] == ["mean_conv"]
+    assert [item.policy for item in by_stage["policy"]] == ["fixed", "float"]
+    assert sorted(tuning.policies) == ["fixed", "float", "int8"]
+    # One candidate for every size: maps of one shape change together.
+    paths = [set(item.forms) - {"se"} for item in by_stage["size"]]
+    assert len(paths) > 1
+    assert all(paths)
+
+
+def test_what_is_kept_was_faster_beyond_doubt(tuned: tuple[TuningStore, Tuning]) -> None:
+    _, tuning = tuned
+    for item in tuning.candidates:
+        assert item.latency_ms > 0
+        assert item.ratio_interval[0] <= item.ratio <= item.ratio_interval[1]
+        if item.kept and item.stage != "policy":
+            assert item.ratio_interval[1] < 1
+    kept = [item.forms for item in tuning.candidates if item.kept and item.stage != "policy"]
+    assert tuning.forms == (kept[-1] if kept else {"se": "pool_conv"})
+
+
+def test_the_same_question_is_answered_from_the_store(tuned: tuple[TuningStore, Tuning]) -> None:
+    store, tuning = tuned
+    asked = recipe("tune={by_size: true}", "attention.kind=se")
+    assert tune(asked, store=store, timing=BRIEF) == tuning
+    assert len(list(store.folder.iterdir())) == 1
+
+
+def test_an_answer_holds_for_its_network_target_threads_and_machine_only(
+    tuned: tuple[TuningStore, Tuning],
+) -> None:
+    _, tuning = tuned
+    assert tuning.key["target"] == "ort-cpu"
+    assert tuning.key["runtime"] == get_target("ort-cpu").probe().version
+    assert tuning.key["threads"] == 1
+    assert tuning.key["machine"]["instruction_sets"]
+    assert tuning.key["network"]["size"] == 32
+    assert tuning.key["attention"]["kind"] == "se"
+
+
+@pytest.mark.parametrize("damage", ["{}", "other"])
+def test_a_damaged_answer_is_refused(tuned: tuple[TuningStore, Tuning], tmp_path: Path, damage: str) -> None:
+    store, tuning = tuned
+    other = TuningStore(tmp_path)
+    value = json.loads(store.path(tuning.key).read_text())
+    value["key"]["threads"] = 99
+    other.path(tuning.key).write_text(json.dumps(value) if damage == "other" else damage)
+    with pytest.raises(ArtifactError, match="Delete it"):
+        other.load(tuning.key)
+
+
+def test_an_option_that_the_mechanism_lacks_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"attention\.options: .*no option 'reduction'"):
+        tune(recipe("attention={kind: eca, options: {reduction: 8}}"), store=TuningStore(tmp_path))
+
+
+def test_a_network_without_attention_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="nothing to tune"):
+        tune(recipe("attention={kind: none}"), store=TuningStore(tmp_path))
+
+
+def test_a_target_that_cannot_run_is_refused_with_its_reason(tmp_path: Path) -> None:
+    here = get_target("tensorrt-rtx").probe()
+    if here.can_run:
+        pytest.skip("an NVIDIA GPU is here, so the target can run")
+    with pytest.raises(TargetUnavailable, match="cannot run here"):
+        tune(recipe(), target="tensorrt-rtx", store=TuningStore(tmp_path))
+
+
+@pytest.mark.parametrize(("bound", "tried"), [(0.0, 1), (1.0, 3)])
+def test_a_run_takes_the_fastest_policy_that_keeps_the_bound(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: float, tried: int
+) -> None:
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
+    asked = recipe(
+        "tune={}",
+        "attention={kind: eca}",
+        f"accept.agreement_min={bound}",
+        "quant.ptq={tuning_steps: 0, nncf: false, importance: false}",
+        "measure.limit=8",
+        "measure.quick=true",
+    )
+    timed = tune(asked, store=TuningStore(), timing=BRIEF)
+    stages: list[tuple[str, float]] = []
+
+    class Counts:
+        def update(self, stage: str, done: float, total: float, **metrics: float) -> None:
+            stages.append((stage, done / total))
+
+        def note(self, text: str) -> None:
+            pass
+
+    report = run_recipe(asked, tmp_path / "run", progress=Counts())
+    assert report.quant["gate_policy"] in timed.policies[:tried]
+    if bound == 0.0:
+        assert report.quant["gate_policy"] == timed.policies[0]
+    finished = [share for stage, share in stages if stage == "ptq" and share == 1.0]
+    # A network of random weights agrees with itself now and then: the search may end early.
+    assert 1 <= len(finished) <= tried
