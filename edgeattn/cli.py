@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from edgeattn.cli_errors import handle_errors, set_debug
-
-if TYPE_CHECKING:
-    from edgeattn.recipe import Recipe
+from edgeattn.cli_options import (
+    JsonOption,
+    QuickOption,
+    RecipeArgument,
+    SetOption,
+    ThreadsOption,
+    examples,
+    load_request,
+    split_names,
+)
+from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
 
 __all__ = ["app", "main"]
 
@@ -31,20 +39,6 @@ app = typer.Typer(
 )
 
 
-def _examples(*lines: str) -> str:
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
-
-
-JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON only; progress goes to standard error.")]
-RecipeArgument = Annotated[Path, typer.Argument(metavar="RECIPE", help="A YAML file; see recipes/.")]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one value, such as train.epochs=3. Repeatable."),
-]
-ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of one inference.")]
-QuickOption = Annotated[bool, typer.Option("--quick", help="64 timed inferences: for a first look.")]
-
-
 @app.callback()
 def _global_options(
     debug: Annotated[
@@ -55,9 +49,9 @@ def _global_options(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "edgeattn run recipes/quickstart.yaml --out runs/quickstart",
-        "edgeattn run recipes/quickstart.yaml --set train.epochs=2 --set attention.kind=eca",
+        "edgeattn run recipes/quickstart.yaml --set train.epochs=2 --set 'attention={kind: eca}'",
         "edgeattn run recipes/quickstart.yaml --json | jq .targets",
     )
 )
@@ -76,7 +70,7 @@ def run(
     Running it again with the same --out resumes: finished steps are not repeated. A bound under accept
     that is missed ends with exit code 4.
     """
-    request = _load(recipe, overrides)
+    request = load_request(recipe, overrides)
 
     import os
 
@@ -97,11 +91,11 @@ def run(
         raise typer.Exit(4)
 
 
-@app.command(epilog=_examples("edgeattn plan recipes/quickstart.yaml --set train=null"))
+@app.command(epilog=examples("edgeattn plan recipes/quickstart.yaml --set train=null"))
 @handle_errors
 def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOption = False) -> None:
     """Show the steps of a recipe without running them."""
-    request = _load(recipe, overrides)
+    request = load_request(recipe, overrides)
 
     from edgeattn.cli_output import print_json, print_steps
     from edgeattn.pipeline import plan_steps
@@ -113,7 +107,7 @@ def plan(recipe: RecipeArgument, overrides: SetOption = None, as_json: JsonOptio
         print_steps(steps)
 
 
-@app.command(epilog=_examples("edgeattn attentions", "edgeattn attentions --json"))
+@app.command(epilog=examples("edgeattn attentions", "edgeattn attentions --json"))
 @handle_errors
 def attentions(as_json: JsonOption = False) -> None:
     """List attention mechanisms and their forms."""
@@ -127,7 +121,7 @@ def attentions(as_json: JsonOption = False) -> None:
         print_attentions(entries)
 
 
-@app.command(epilog=_examples("edgeattn targets", "edgeattn targets --json"))
+@app.command(epilog=examples("edgeattn targets", "edgeattn targets --json"))
 @handle_errors
 def targets(as_json: JsonOption = False) -> None:
     """List the targets and what works here.
@@ -145,7 +139,7 @@ def targets(as_json: JsonOption = False) -> None:
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "edgeattn quantize model.onnx --calibration photos/ --out out --target ort-cpu --target openvino-cpu",
         "edgeattn quantize model.onnx --calibration samples.npy --out out --tuning-steps 0",
     )
@@ -187,7 +181,7 @@ def quantize(
             model,
             calibration,
             out,
-            targets=_split_names(target),
+            targets=split_names(target),
             config=PtqConfig(range_estimator=range_estimator, tuning_steps=tuning_steps),
             progress=progress,
         )
@@ -200,7 +194,7 @@ def quantize(
 
 
 @app.command(
-    epilog=_examples(
+    epilog=examples(
         "edgeattn bench runs/quickstart/ort-cpu/{int8,fp32}/*.onnx --target ort-cpu",
     )
 )
@@ -236,7 +230,55 @@ def bench(
     (print_json if as_json else print_bench)(result)
 
 
-@app.command(epilog=_examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))
+@app.command(
+    epilog=examples(
+        "edgeattn tune recipes/quickstart.yaml",
+        "edgeattn tune recipes/quickstart.yaml --target openvino-cpu --threads 2 --again",
+        "edgeattn run recipes/quickstart.yaml --set tune={}   # tunes if needed, builds what is fastest",
+    )
+)
+@handle_errors
+def tune(
+    recipe: RecipeArgument,
+    overrides: SetOption = None,
+    target: Annotated[
+        str | None, typer.Option(metavar="NAME", help="Where to be fast; default the recipe's first target.")
+    ] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, max=256, help="Threads of one inference; default the recipe's.")
+    ] = None,
+    again: Annotated[bool, typer.Option(help="Measure even if this machine has an answer.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Find the fastest exact forms of a recipe's attention here.
+
+    Forms do not change the network's function. Gate policies do, so they are only put in order of speed;
+    a run with tune takes the fastest that keeps accept.agreement_min. What is found is kept for this
+    machine, runtime and network, and reused.
+    """
+    request = load_request(recipe, overrides)
+
+    from edgeattn.cli_output import print_json, print_tuning
+    from edgeattn.extras import require
+    from edgeattn.progress import make_progress
+
+    require("torch", purpose="tuning")
+    from edgeattn.pipeline_tune import tune as search
+    from edgeattn.pipeline_tuning import TuningStore
+
+    store = TuningStore()
+    with make_progress() as progress:
+        tuning = search(request, target=target, threads=threads, again=again, store=store, progress=progress)
+    if as_json:
+        print_json(tuning.model_dump(mode="json"))
+    else:
+        print_tuning(tuning.model_dump(), store.path(tuning.key))
+
+
+app.command(epilog=PROFILE_EXAMPLES)(profile)
+
+
+@app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))
 @handle_errors
 def parity(
     model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, float or quantized.")],
@@ -257,12 +299,12 @@ def parity(
     from edgeattn.progress import make_progress
 
     with make_progress() as progress:
-        result = parity_model(model, _split_names(names), data, progress)
+        result = parity_model(model, split_names(names), data, progress)
     (print_json if as_json else print_parity)(result)
 
 
 @app.command(
-    epilog=_examples("edgeattn report runs/quickstart", "edgeattn report report.json --out page.html")
+    epilog=examples("edgeattn report runs/quickstart", "edgeattn report report.json --out page.html")
 )
 @handle_errors
 def report(
@@ -325,16 +367,6 @@ def version(as_json: JsonOption = False) -> None:
     typer.echo(f"edgeattn {__version__} (Python {platform.python_version()})")
     for name, found in packages.items():
         typer.echo(f"  {name} {found or 'absent'}")
-
-
-def _load(path: Path, overrides: list[str] | None) -> Recipe:
-    from edgeattn.recipe import load_recipe
-
-    return load_recipe(path, overrides or ())
-
-
-def _split_names(values: list[str] | None) -> list[str]:
-    return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
 
 
 def main() -> None:

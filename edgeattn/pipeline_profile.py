@@ -196,12 +196,16 @@ def _lowered_file(engine: Engine) -> Path:
 def _median_times(tries: list[Sequence[LayerTime]]) -> list[LayerTime]:
     """Return the median of several profiles: another program that ran meanwhile spoils one, not all."""
     found: dict[str, list[float]] = {}
+    first: dict[str, LayerTime] = {}
     for times in tries:
         for time in times:
+            first.setdefault(time.name, time)
             found.setdefault(time.name, []).append(time.latency_us)
+    # One that is missing was too short for the profiler's clock.
+    missing = {name: [0.0] * (len(tries) - len(values)) for name, values in found.items()}
     return [
-        dataclasses.replace(time, latency_us=float(np.median(found[time.name])))
-        for time in (tries[0] if tries else ())
+        dataclasses.replace(time, latency_us=float(np.median(found[name] + missing[name])))
+        for name, time in first.items()
     ]
 
 
@@ -228,7 +232,8 @@ def _fastest_convolution(target: Target, precision: str, threads: int) -> float:
                 for _ in range(3):
                     times = session.layer_times({"input": image}, runs=10)
                     found = make_profile(times, executed_graph(session), work)
-                    rate = max(rate, *(1e6 * layer.macs / layer.latency_us for layer in found.layers))
+                    timed = [layer for layer in found.layers if layer.latency_us > 0]
+                    rate = max([rate, *(1e6 * layer.macs / layer.latency_us for layer in timed)])
         except EdgeAttnError as exc:
             raise ModelError(f"The peak of {target.name} cannot be measured: {exc}") from exc
     return rate

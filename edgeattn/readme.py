@@ -1,17 +1,18 @@
 """Write the parts of README.md that follow from the code and from saved reports.
 
 A generated part stands between ``<!-- generated: NAME -->`` and ``<!-- end generated -->``. Measured
-figures come from ``recipes/reports/*.json``: reports of real runs, kept without their bulk.
+figures come from ``recipes/reports/*.json``: reports of real runs, kept without their bulk; and from
+``recipes/benchmarks/*.json``: what the benchmarks wrote.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from edgeattn.artifact import write_bytes
+from edgeattn.artifact import read_json, write_bytes
 from edgeattn.cli_errors import plain_text
 from edgeattn.errors import ArtifactError, close_matches_hint
 from edgeattn.report import Report, load_report
@@ -133,6 +134,63 @@ def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
         )
 
 
+def _attention_tax(root: Path) -> str:
+    rows, machines = [], set()
+    for path in sorted((root / "recipes" / "benchmarks").glob("attention_tax_*.json")):
+        value = read_json(path)
+        try:
+            rows += [_tax_row(value, row) for row in value["rows"]]
+            cpu = value["environment"]["cpu"]
+            machines.add(f"{_cell(str(cpu['model']))}, {cpu['usable_cores']} cores usable")
+        except (KeyError, TypeError) as exc:
+            raise ArtifactError(
+                f"{path} is not a result of tests.benchmarks.attention_tax: {exc!r}. Run the benchmark again."
+            ) from exc
+    if not rows:
+        return "No benchmark is saved yet: run `python -m tests.benchmarks.attention_tax`."
+    header = (
+        "target, threads",
+        "attention",
+        "INT8 p50",
+        "against our FP32",
+        "tax",
+        "best other tool",
+        "its tax",
+        "against it",
+    )
+    return (
+        _markdown(header, rows, left=2)
+        + "\n\nMobileNetV2 1.0, 224x224, batch 1. Tax: how much longer the INT8 network takes than the same tool's bare "
+        "one. The other tool is the fastest of NNCF on the authors' torch modules, NNCF on their ONNX and ONNX Runtime's "
+        "quantize_static, all on the same runtime. Medians of ratios of runs in alternation, with 95 % intervals. "
+        "Measured on: " + "; ".join(sorted(machines)) + "."
+    )
+
+
+def _tax_row(value: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
+    is_bare = row["attention"] == "none"
+    return (
+        f"{value['target']}, {value['threads']}",
+        str(row["attention"]),
+        f"{row['ours_int8_ms']:.3f} ms",
+        _times(row, "vs_fp32"),
+        _NOTHING if is_bare else _tax(row, "tax"),
+        _NOTHING if row["peer"] is None else str(row["peer"]),
+        _NOTHING if is_bare or row.get("peer_tax") is None else _tax(row, "peer_tax"),
+        _NOTHING if row.get("vs_peer") is None else _times(row, "vs_peer"),
+    )
+
+
+def _times(row: Mapping[str, Any], key: str) -> str:
+    low, high = row[f"{key}_interval"]
+    return f"{row[key]:.2f}x ({low:.2f} to {high:.2f})"
+
+
+def _tax(row: Mapping[str, Any], key: str) -> str:
+    low, high = row[f"{key}_interval"]
+    return f"{100 * row[key]:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
+
+
 def _quickstart(root: Path) -> str:
     from edgeattn.cli_output import report_text
 
@@ -176,6 +234,7 @@ def _commands(root: Path) -> str:
 
 
 GENERATORS: dict[str, Callable[[Path], str]] = {
+    "attention-tax": _attention_tax,
     "attentions": _attentions,
     "commands": _commands,
     "quickstart": _quickstart,

@@ -30,6 +30,7 @@ from edgeattn.targets._common import (
     one_line,
 )
 from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Outputs, Session, TimingPlan
+from edgeattn.targets.executed import ExecutedLayer, openvino_layers
 
 __all__ = ["OpenVinoCpu"]
 
@@ -232,6 +233,10 @@ class _OpenVinoSession:
                 microseconds = info.real_time.total_seconds() * 1e6
                 totals[info.node_name] = totals.get(info.node_name, 0.0) + microseconds
         return [LayerTime(name, *kinds[name], latency_us=total / runs) for name, total in totals.items()]
+
+    def executed_graph(self) -> Sequence[ExecutedLayer]:
+        """Return the layers of the graph that OpenVINO made of the model, in order of execution."""
+        return openvino_layers(self._request.get_compiled_model().get_runtime_model())
 
     def _set_inputs(self, request: Any, feeds: Feeds) -> None:
         for name, array in check_feeds(self._engine, feeds).items():

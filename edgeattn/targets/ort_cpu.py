@@ -29,6 +29,7 @@ from edgeattn.targets._common import (
     one_line,
 )
 from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Outputs, Session, TimingPlan
+from edgeattn.targets.executed import ExecutedLayer, ort_layers
 
 __all__ = ["OrtCpu"]
 
@@ -190,6 +191,18 @@ class _OrtSession:
                 session.run(None, arrays)
             events = json.loads(Path(session.end_profiling()).read_text(encoding="utf-8"))
         return _layer_times(events, warmup)
+
+    def executed_graph(self) -> Sequence[ExecutedLayer]:
+        """Return the layers of the graph that ONNX Runtime made of the model, in order of execution."""
+        _ = self._session
+        import onnx
+
+        with tempfile.TemporaryDirectory(prefix="edgeattn-ort-") as folder:
+            optimized = Path(folder) / "optimized.onnx"
+            options = self._target._options(self._ort, self._threads)
+            options.optimized_model_filepath = str(optimized)
+            _open_session(self._ort, self._engine.path, options)
+            return ort_layers(onnx.load(str(optimized)))
 
 
 def _open_session(ort: ModuleType, path: Path, options: Any) -> Any:

@@ -49,7 +49,10 @@ SIZE = 224
 def _network(architecture: str, attention: str) -> nn.Module:
     torch.manual_seed(0)
     model: nn.Module = create_model(architecture, num_classes=1000)
-    return model if attention == "none" else insert_attention(model, attention)
+    if attention == "none":
+        return model
+    # Gates that start as the identity have weights of zero: no network that anyone deploys.
+    return insert_attention(model, attention, identity=False)
 
 
 def _take_statistics(model: nn.Module) -> nn.Module:
