@@ -19,7 +19,18 @@ from edgeattn.cli import app
 from edgeattn.recipe import Recipe
 from edgeattn.report import Report, write_report
 
-COMMANDS = ("run", "plan", "attentions", "targets", "quantize", "bench", "parity", "report")
+COMMANDS = (
+    "run",
+    "plan",
+    "attentions",
+    "targets",
+    "quantize",
+    "bench",
+    "tune",
+    "profile",
+    "parity",
+    "report",
+)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -14,11 +14,13 @@ number for each channel and each tensor.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.placement import Placement
@@ -66,7 +68,8 @@ def tune_plan(
     origin = {name: student.constants[name] for name in _biases(student.graph, plan) if name in spread}
     shifts = {name: torch.zeros_like(value, requires_grad=True) for name, value in origin.items()}
     widths = {name: torch.zeros((), requires_grad=True) for name in _own_ranges(plan, profile, place)}
-    quantizers = quantizers_of(plan, profile) | _learned(plan, profile, place, widths)
+    widest = _widest(student.graph, plan, profile, widths)
+    quantizers = quantizers_of(plan, profile) | _learned(plan, profile, place, widths, widest)
     with torch.no_grad():
         targets = torch.cat([teacher(batch) for batch in batches])
     inputs = torch.cat(batches)
@@ -95,7 +98,7 @@ def tune_plan(
     return plan.model_copy(
         update={
             "bias_shift": {**plan.bias_shift, profile: _added(plan.bias_shift.get(profile, {}), learned)},
-            "activations": _widened(plan, profile, place, widths),
+            "activations": _widened(plan, profile, place, widths, widest),
         }
     )
 
@@ -112,16 +115,39 @@ def _own_ranges(plan: QuantPlan, profile: Profile, place: Placement) -> list[str
     ]
 
 
+def _widest(graph: Graph, plan: QuantPlan, profile: Profile, names: Iterable[str]) -> dict[str, float]:
+    """Return how far ranges may widen, as the logarithm of the factor.
+
+    A range inside a clip's bounds does the clipping, and runtimes compute clip and convolution in one
+    INT8 kernel. One step beyond, the clip would have to stay, and they compute both in float32.
+    """
+    widest = dict.fromkeys(names, math.inf)
+    for name in widest:
+        node = graph.producer.get(name)
+        bound = graph.scalar(node.input[2]) if node is not None and _has_upper_bound(node) else None
+        if bound is not None and bound > 0:
+            widest[name] = max(math.log(bound / plan.activations[name].params(profile).high), 0.0)
+    return widest
+
+
+def _has_upper_bound(node: NodeProto) -> bool:
+    return node.op_type == "Clip" and len(node.input) > 2 and bool(node.input[2])
+
+
 def _learned(
-    plan: QuantPlan, profile: Profile, place: Placement, widths: Mapping[str, torch.Tensor]
+    plan: QuantPlan,
+    profile: Profile,
+    place: Placement,
+    widths: Mapping[str, torch.Tensor],
+    widest: Mapping[str, float],
 ) -> dict[str, Quantizer]:
     """Return quantizers with the gradient of their range, tensors that share a range sharing it here."""
 
-    def quantizer(params: QuantParams, width: torch.Tensor) -> Quantizer:
+    def quantizer(params: QuantParams, source: str) -> Quantizer:
         low, high = params.quant_min - params.zero_point, params.quant_max - params.zero_point
 
         def quantize(value: torch.Tensor) -> torch.Tensor:
-            scale = params.scale * width.exp()
+            scale = params.scale * widths[source].clamp(max=widest[source]).exp()
             steps = (value / scale).clamp(low, high)
             return (steps + (steps.round() - steps).detach()) * scale
 
@@ -129,20 +155,24 @@ def _learned(
 
     sources = {name: place.same_range.get(name, name) for name in plan.activations}
     return {
-        name: quantizer(plan.activations[name].params(profile), widths[source])
+        name: quantizer(plan.activations[name].params(profile), source)
         for name, source in sources.items()
         if source in widths and plan.activations[name].is_quantized(profile)
     }
 
 
 def _widened(
-    plan: QuantPlan, profile: Profile, place: Placement, widths: Mapping[str, torch.Tensor]
+    plan: QuantPlan,
+    profile: Profile,
+    place: Placement,
+    widths: Mapping[str, torch.Tensor],
+    widest: Mapping[str, float],
 ) -> dict[str, ActivationRange]:
     activations = dict(plan.activations)
     for name, item in plan.activations.items():
         source = place.same_range.get(name, name)
         if source in widths:
-            factor = float(widths[source].detach().exp())
+            factor = math.exp(min(float(widths[source].detach()), widest[source]))
             names = ("low", "high") if profile == "u8" else ("limit",)
             activations[name] = item.model_copy(update={key: getattr(item, key) * factor for key in names})
     return activations

@@ -8,7 +8,7 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from quant_networks import inverted_residual, pictures, run
 
 from edgeattn.errors import DataError
@@ -119,6 +119,24 @@ def test_tuning_widens_a_range_that_cuts_too_much(profile: Profile) -> None:
     assert getattr(tuned.activations[name], key) > 1.2 * getattr(narrow, key)
     before = output_error(model, cut, profile, images)
     assert output_error(model, tuned, profile, images) < 0.7 * before
+
+
+@pytest.mark.parametrize("profile", ["u8", "s8"])
+def test_tuning_never_widens_a_range_beyond_its_clip(profile: Profile) -> None:
+    """A clip that the range does not imply would keep its convolution from running in INT8."""
+    model, images = inverted_residual(2), pictures(48)
+    for item in model.graph.initializer:
+        if item.name == "last.weight":
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 3, item.name))
+    plan = make_plan(model, images, PtqConfig(tuning_steps=0, nncf=False, range_estimator="minmax"))
+    narrow = plan.activations["last_act"].model_copy(
+        update={"high": 5.5, "limit": 5.5, "folds_zero_point": False}
+    )
+    cut = plan.model_copy(update={"activations": {**plan.activations, "last_act": narrow}})
+    tuned = tune_plan(Graph(model), cut, profile, place_quantizers(model), images, 60)
+    params = tuned.activations["last_act"].params(profile)
+    assert 5.6 < params.high <= 6.0 * (1 + 1e-6)
+    assert "Clip" not in [node.op_type for node in emit_qdq(model, tuned, profile).graph.node]
 
 
 def test_tuning_s8_leaves_what_belongs_to_u8() -> None:
