@@ -164,7 +164,7 @@ def quantize(
     tuning_steps: Annotated[
         int,
         typer.Option(min=0, max=10_000, help="Batches that biases and ranges are tuned with; 0 is quick."),
-    ] = 80,
+    ] = 120,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize your own ONNX model.

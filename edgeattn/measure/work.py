@@ -10,10 +10,12 @@ import dataclasses
 import math
 import re
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
 
-from onnx import NodeProto
+if TYPE_CHECKING:
+    from onnx import NodeProto
 
-from edgeattn.onnx_graph import Graph, attribute
+    from edgeattn.onnx_graph import Graph
 
 __all__ = ["CATEGORIES", "Operation", "Work", "read_work"]
 
@@ -193,16 +195,16 @@ class _Reader:
             return outputs * math.prod(self.shapes.get(node.input[1], (0,))[1:])
         if node.op_type in _PRODUCTS:
             inner = self.shapes.get(node.input[0], (0,))
-            place = 0 if attribute(node, "transA", 0) else -1
+            place = 0 if _integer(node, "transA", 0) else -1
             return outputs * inner[place]
         return 0
 
     def _category(self, node: NodeProto) -> str:
         if node.op_type == "Conv":
             weight = self.shapes.get(node.input[1], (0, 0))
-            if attribute(node, "group", 1) > 1 and weight[1] == 1:
+            if _integer(node, "group", 1) > 1 and weight[1] == 1:
                 return "depthwise convolution"
-            pointwise = attribute(node, "group", 1) == 1 and set(weight[2:]) == {1}
+            pointwise = _integer(node, "group", 1) == 1 and set(weight[2:]) == {1}
             return "pointwise convolution" if pointwise else "other convolution"
         if node.op_type in _PRODUCTS:
             return "classifier"
@@ -253,6 +255,10 @@ class _Reader:
             if reaches and not waiting and any(self._macs(self.nodes[name]) for name in found):
                 return found
         return []
+
+
+def _integer(node: NodeProto, name: str, default: int) -> int:
+    return next((item.i for item in node.attribute if item.name == name), default)
 
 
 def _module_of(node: NodeProto) -> str:

@@ -49,7 +49,7 @@ class PtqConfig(BaseModel):
             description="Batches of calibration images from which biases and ranges are tuned towards the "
             "float network's logits, for each profile; 0 leaves them.",
         ),
-    ] = 80
+    ] = 120
     stop_at_sqnr_db: Annotated[
         float | None, Field(description="Skip the steps left once both profiles reach this.")
     ] = None

@@ -30,7 +30,7 @@ from edgeattn.quant.tuning import tune_plan
 
 __all__ = ["GateRegion", "make_plan"]
 
-MEASURED_IMAGES = 50
+MEASURED_IMAGES = 32
 WEIGHED_IMAGES = 64
 LEAST_MEASURED = 8
 RANGES_SHARE, TUNING_SHARE = 0.1, 0.4

@@ -70,6 +70,8 @@ def tune_plan(
     widths = {name: torch.zeros((), requires_grad=True) for name in _own_ranges(plan, profile, place)}
     widest = _widest(student.graph, plan, profile, widths)
     quantizers = quantizers_of(plan, profile) | _learned(plan, profile, place, widths, widest)
+    # Each image also as its mirror image, with its own answer: twice the data to learn from.
+    batches += [channels_last(batch.flip(-1)) for batch in batches if batch.ndim == 4]
     with torch.no_grad():
         targets = torch.cat([teacher(batch) for batch in batches])
     inputs = torch.cat(batches)

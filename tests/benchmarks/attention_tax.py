@@ -3,6 +3,7 @@
 Run from the checkout::
 
     python -m tests.benchmarks.attention_tax --target openvino-cpu --json tax.json --threads 1
+    python -m tests.benchmarks.attention_tax --target ort-cpu --json 'tax_{threads}.json' --threads 1 2
 
 Weights are random and batch norms take their statistics from noise: latency does not depend on values.
 Everything in one row is timed in alternation in one process.
@@ -16,6 +17,7 @@ import copy
 import json
 import sys
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -136,79 +138,91 @@ def _row(attention: str, comparison: LatencyComparison, peers: list[str]) -> dic
 
 
 def measure(
-    target: Target, architecture: str, rows: tuple[str, ...], plan: TimingPlan, rounds: int, folder: Path
-) -> dict[str, Any]:
-    """Build and time every row.
+    target: Target,
+    architecture: str,
+    rows: tuple[str, ...],
+    plans: Sequence[TimingPlan],
+    rounds: int,
+    folder: Path,
+) -> list[dict[str, Any]]:
+    """Build every row once and time it as each plan says; return one result for each plan.
 
     Args:
         target: Where it runs.
         architecture: Name of the network.
         rows: Attention kinds; ``"none"`` is made in any case.
-        plan: Counted inferences of each engine, over all rounds.
+        plans: Counted inferences of each engine, over all rounds, and threads.
         rounds: How often the engines of a row take turns.
         folder: For files.
     """
     generator = np.random.default_rng(0)
     images = [generator.standard_normal((1, 3, SIZE, SIZE)).astype(np.float32) for _ in range(2)]
-    feeds = {"input": images[0]}
-    results: list[dict[str, Any]] = []
-    bare_engine: Any = None
-    bare_peer: Any = None
-    bare_ms = 0.0
+    results: list[list[dict[str, Any]]] = [[] for _ in plans]
+    bare: dict[str, Any] = {}
     for attention in ("none", *(name for name in rows if name != "none")):
         model = _take_statistics(_network(architecture, attention))
-        engines = _ours(target, attention, model, images, folder)
         peers = _peers(target, attention, model, images, folder)
-        engines |= peers
-        if bare_engine is not None:
-            engines["bare"] = bare_engine
-            if bare_peer is not None:
-                engines["bare_peer"] = bare_peer
-        with contextlib.ExitStack() as stack:
-            sessions: dict[str, Session] = {
-                name: stack.enter_context(target.open(engine, threads=plan.threads))
-                for name, engine in engines.items()
-            }
-            comparison = compare_latency(sessions, feeds, plan, rounds=rounds)
-        results.append(_row(attention, comparison, list(peers)))
-        if attention == "none":
-            bare_engine, bare_ms = engines["ours"], results[0]["ours_int8_ms"]
-            best = results[0]["peer"]
-            bare_peer = peers[best] if best else None
-        shown = {key: value for key, value in results[-1].items() if "interval" not in key}
-        sys.stdout.write(json.dumps(shown) + "\n")
-        sys.stdout.flush()
-    return {"bare_int8_ms": bare_ms, "rows": results}
+        engines = _ours(target, attention, model, images, folder) | peers
+        for plan, result in zip(plans, results, strict=True):
+            timed = engines
+            if result:
+                timed = engines | {"bare": bare["ours"]}
+                # The tool that is the fastest on the bare network here is what its tax refers to.
+                if (best := result[0]["peer"]) is not None:
+                    timed["bare_peer"] = bare[best]
+            comparison = _compare(target, timed, images[0], plan, rounds)
+            result.append(_row(attention, comparison, list(peers)))
+            shown = {key: value for key, value in result[-1].items() if "interval" not in key}
+            sys.stdout.write(json.dumps({"threads": plan.threads, **shown}) + "\n")
+            sys.stdout.flush()
+        bare = bare or engines
+    return [{"bare_int8_ms": result[0]["ours_int8_ms"], "rows": result} for result in results]
+
+
+def _compare(
+    target: Target, engines: Mapping[str, Any], image: Any, plan: TimingPlan, rounds: int
+) -> LatencyComparison:
+    with contextlib.ExitStack() as stack:
+        sessions: dict[str, Session] = {
+            name: stack.enter_context(target.open(engine, threads=plan.threads))
+            for name, engine in engines.items()
+        }
+        return compare_latency(sessions, {"input": image}, plan, rounds=rounds)
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the benchmark."""
     parser = argparse.ArgumentParser(description="Measure what attention costs in INT8.")
     parser.add_argument("--target", required=True, choices=("openvino-cpu", "ort-cpu"))
-    parser.add_argument("--json", type=Path, required=True, help="file to write")
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--json", required=True, help="file to write; {threads} in it is replaced")
+    parser.add_argument("--threads", type=int, nargs="+", default=[1])
     parser.add_argument("--model", default="mobilenet_v2", choices=("mobilenet_v2", "efficientnet_lite0"))
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--quick", action="store_true", help="64 inferences of each engine")
     options = parser.parse_args(arguments)
+    if len(options.threads) > 1 and "{threads}" not in options.json:
+        parser.error("--json needs {threads} in its name: several results are written")
     torch.set_num_threads(1)
     if options.quick:
-        plan, rounds = TimingPlan.quick(threads=options.threads), 8
+        plans, rounds = [TimingPlan.quick(threads=count) for count in options.threads], 8
     else:
-        plan, rounds = TimingPlan(min_runs=1024, min_seconds=10.0, threads=options.threads), 32
+        plans = [TimingPlan(min_runs=1024, min_seconds=10.0, threads=count) for count in options.threads]
+        rounds = 32
     with tempfile.TemporaryDirectory(prefix="edgeattn-tax-") as folder:
-        measured = measure(
-            get_target(options.target), options.model, tuple(options.rows), plan, rounds, Path(folder)
-        )
-    value = {
-        "target": options.target,
-        "model": options.model,
-        "threads": options.threads,
-        "quick": options.quick,
-        **measured,
-        "environment": describe_environment(),
-    }
-    options.json.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+        target = get_target(options.target)
+        results = measure(target, options.model, tuple(options.rows), plans, rounds, Path(folder))
+    for plan, measured in zip(plans, results, strict=True):
+        value = {
+            "target": options.target,
+            "model": options.model,
+            "threads": plan.threads,
+            "quick": options.quick,
+            **measured,
+            "environment": describe_environment(),
+        }
+        path = Path(options.json.replace("{threads}", str(plan.threads)))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
     return 0
 
 

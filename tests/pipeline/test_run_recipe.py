@@ -189,7 +189,14 @@ def _command(out: Path, *more: str) -> list[str]:
 def test_ctrl_c_says_how_to_go_on_and_the_next_run_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
     command = _command(out, "quant.mode=ptq", "targets=[ort-cpu]", "train.epochs=3")
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell that starts the tests in the background makes its children ignore Ctrl-C.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     deadline = time.monotonic() + 90
     while not (out / "checkpoints" / "float" / "checkpoint.pt").exists() and time.monotonic() < deadline:
         assert process.poll() is None, process.communicate()
