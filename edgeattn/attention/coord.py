@@ -99,7 +99,9 @@ class _CoordEdge(EdgeForm):
         return torch.cat([rows, as_rows], dim=2)
 
     def _part(self, joined: torch.Tensor, channels: int) -> tuple[torch.Tensor, torch.Tensor]:
-        rows, columns = torch.split(joined, [self.height, self.width], dim=2)
+        # Not torch.split: the exporter names tensors after operations, and those have one result each.
+        rows = joined.narrow(2, 0, self.height)
+        columns = joined.narrow(2, self.height, self.width)
         return rows, columns.reshape(-1, channels, 1, self.width)
 
     def _gate(self, x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:

@@ -218,6 +218,18 @@ def _axes_of(node: NodeProto, inputs: Sequence[Any]) -> list[int] | None:
     return None
 
 
+def _slice(node: NodeProto, inputs: Sequence[Any]) -> Any:
+    """Take a range along one axis with step 1, the only kind that the canonical graphs hold."""
+    starts, ends = inputs[1].reshape(-1).tolist(), inputs[2].reshape(-1).tolist()
+    axes = inputs[3].reshape(-1).tolist() if len(inputs) > 3 and inputs[3] is not None else [0]
+    steps = inputs[4].reshape(-1).tolist() if len(inputs) > 4 and inputs[4] is not None else [1]
+    if len(starts) != 1 or steps != [1] or len(axes) != 1:
+        return None
+    size = inputs[0].shape[int(axes[0])]
+    start, end, _ = slice(int(starts[0]), int(ends[0])).indices(size)
+    return inputs[0].narrow(int(axes[0]), start, max(end - start, 0))
+
+
 def _squeeze(node: NodeProto, inputs: Sequence[Any]) -> Any:
     axes = _axes_of(node, inputs)
     return None if axes is None else inputs[0].squeeze(tuple(axes))
@@ -252,6 +264,7 @@ OPERATIONS: dict[str, Operation] = {
     "ReduceMax": _reduce,
     "Flatten": _flatten,
     "Reshape": _batched_reshape,
+    "Slice": _slice,
     "Squeeze": _squeeze,
     "Concat": lambda node, x: torch.cat(list(x), int(attribute(node, "axis"))),
     "Transpose": lambda node, x: x[0].permute(tuple(attribute(node, "perm", range(x[0].ndim)[::-1]))),

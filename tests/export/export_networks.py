@@ -17,7 +17,12 @@ SHAPE = (1, 3, SIZE, SIZE)
 
 
 def make_edge(
-    kind: str, arch: str = "mobilenet_v2", seed: int = 0, *, materialize: bool = False
+    kind: str,
+    arch: str = "mobilenet_v2",
+    seed: int = 0,
+    *,
+    materialize: bool = False,
+    form: str | None = None,
 ) -> nn.Module:
     """Return an edge form whose batch norms and gates are not at their start."""
     torch.manual_seed(seed)
@@ -30,7 +35,7 @@ def make_edge(
             nn.init.uniform_(module.running_var, 0.5, 1.5)
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
-    return to_edge_form(model.eval(), SIZE, SIZE, materialize=materialize).eval()
+    return to_edge_form(model.eval(), SIZE, SIZE, form=form, materialize=materialize).eval()
 
 
 def gates_of(edge: nn.Module, policy: GatePolicy = "int8") -> list[GateRegion]:

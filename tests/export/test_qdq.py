@@ -28,6 +28,7 @@ from edgeattn.quant.ptq import make_plan
 
 FAST = PtqConfig(tuning_steps=0, bias_correction=False)
 TUNED = PtqConfig(tuning_steps=2)
+QUICK = FAST.model_copy(update={"nncf": False, "importance": False, "equalization": False})
 
 
 @functools.cache
@@ -61,6 +62,29 @@ def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None
         assert found.largest_lsb <= 1
         assert found.share_different < 0.005
         assert found.tensors > 50
+
+
+OTHER_FORMS = [
+    (kind, form)
+    for kind in attentions
+    for form in attentions.get(kind).edge_forms
+    if form != attentions.get(kind).default_form
+]
+
+
+@pytest.mark.parametrize(("kind", "form"), OTHER_FORMS)
+def test_every_form_can_be_exported_and_checked(kind: str, form: str) -> None:
+    edge = make_edge(kind, form=form)
+    export = export_float(edge, SHAPE)
+    plan = make_plan(export.model, make_images(8), QUICK, gates_of(edge))
+    module = write_constants(edge, export, _adjusted(export, plan, "u8"))
+    found = check_export(
+        attach_fake_quant(module, export, plan, "u8"),
+        emit_qdq(export.model, plan, "u8"),
+        make_images(1, seed=1),
+    )
+    assert found.largest_lsb <= 1
+    assert found.tensors > 50
 
 
 def test_swish_networks_are_quantized_where_hooks_reach() -> None:
