@@ -58,6 +58,10 @@ CASES: list[tuple[str, list[object], dict[str, object]]] = [
     ("Conv", [np.random.default_rng(2).normal(size=(6, 1, 3, 3))], {"group": 3, "pads": [0, 1, 1, 2]}),
     ("Conv", [np.random.default_rng(2).normal(size=(2, 3, 3, 3))], {"dilations": [2, 2], "strides": [2, 1]}),
     ("Conv", [np.random.default_rng(2).normal(size=(2, 3, 3, 3))], {"auto_pad": "SAME_UPPER"}),
+    ("Slice", [np.asarray([1]), np.asarray([3]), np.asarray([2])], {}),
+    ("Slice", [np.asarray([-3]), np.asarray([2**31 - 1]), np.asarray([3]), np.asarray([1])], {}),
+    ("Slice", [np.asarray([5]), np.asarray([0]), np.asarray([2]), np.asarray([-2])], {}),
+    ("Slice", [np.asarray([0, 1]), np.asarray([1, 3])], {}),
     ("Exp", [], {}),
 ]
 
