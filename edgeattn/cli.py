@@ -264,7 +264,7 @@ def tune(
 
     require("torch", purpose="tuning")
     from edgeattn.pipeline_tune import tune as search
-    from edgeattn.pipeline_tuning import TuningStore
+    from edgeattn.pipeline_tune_store import TuningStore
 
     store = TuningStore()
     with make_progress() as progress:

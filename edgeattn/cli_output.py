@@ -22,12 +22,15 @@ if TYPE_CHECKING:
     from edgeattn.targets import TargetStatus
 
 __all__ = [
+    "open_console",
     "print_attentions",
     "print_bench",
     "print_json",
+    "print_line",
     "print_parity",
     "print_report",
     "print_steps",
+    "print_table",
     "print_targets",
     "print_tuning",
     "report_text",
@@ -43,7 +46,7 @@ def print_json(value: Any) -> None:
 
 def print_report(report: Report, json_path: Path, html_path: Path) -> None:
     """Print what every target did, the verdict with its reasons, and where the files are."""
-    _write_report(_console(), report, json_path, html_path)
+    _write_report(open_console(), report, json_path, html_path)
 
 
 def report_text(report: Report, json_path: Path, html_path: Path, *, width: int = 120) -> str:
@@ -62,22 +65,24 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
     )
     rows = [_target_row(name, target) for name, target in report.targets.items()]
     header = ("target", "status", "top-1", "delta", "agreement", "SQNR", "INT8 p50", "FP32 p50", "speed-up")
-    _print_table(console, header, rows, left=2)
+    print_table(console, header, rows, left=2)
     for name, target in report.targets.items():
         for text in (target.reason, target.error):
             if text:
-                _line(console, f"{name}: {text}")
+                print_line(console, f"{name}: {text}")
         if target.checked_by:
-            _line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
+            print_line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
     for reason in report.reasons:
         where = f"{reason.target}: " if reason.target else ""
-        _line(
+        print_line(
             console,
             f"{'ok  ' if reason.passed else 'MISS'} {where}{reason.text}",
             "" if reason.passed else "red",
         )
-    _line(console, f"verdict: {report.verdict}", "bold green" if report.verdict == "pass" else "bold red")
-    _line(console, f"{json_path}\n{html_path}")
+    print_line(
+        console, f"verdict: {report.verdict}", "bold green" if report.verdict == "pass" else "bold red"
+    )
+    print_line(console, f"{json_path}\n{html_path}")
 
 
 def _target_row(name: str, target: TargetResult) -> tuple[str, ...]:
@@ -98,7 +103,7 @@ def _target_row(name: str, target: TargetResult) -> tuple[str, ...]:
 def print_steps(steps: Iterable[Any]) -> None:
     """Print what a run will do, and why it will leave something out."""
     rows = [(step.name, f"skipped: {step.why_skipped}" if step.why_skipped else step.what) for step in steps]
-    _print_table(_console(), ("step", "what"), rows, left=2)
+    print_table(open_console(), ("step", "what"), rows, left=2)
 
 
 def print_attentions(entries: Iterable[AttentionInfo]) -> None:
@@ -107,8 +112,8 @@ def print_attentions(entries: Iterable[AttentionInfo]) -> None:
     for entry in entries:
         forms = [entry.default_form, *(form for form in entry.edge_forms if form != entry.default_form)]
         rows.append((entry.name, entry.title, f"arXiv {entry.paper}", entry.placement, ", ".join(forms)))
-    _print_table(
-        _console(), ("name", "mechanism", "paper", "place", "exact forms (default first)"), rows, left=5
+    print_table(
+        open_console(), ("name", "mechanism", "paper", "place", "exact forms (default first)"), rows, left=5
     )
 
 
@@ -123,12 +128,12 @@ def print_targets(statuses: Iterable[TargetStatus]) -> None:
         rows.append(
             (status.name, status.profile, _yes(here.can_build), _yes(here.can_run), here.version, why)
         )
-    _print_table(_console(), ("target", "profile", "builds", "runs", "version", "why not"), rows, left=6)
+    print_table(open_console(), ("target", "profile", "builds", "runs", "version", "why not"), rows, left=6)
 
 
 def print_bench(result: Mapping[str, Any]) -> None:
     """Print interleaved latencies and their ratios."""
-    console = _console()
+    console = open_console()
     latencies: Mapping[str, Any] = result.get("latencies", {})
     ratios: Mapping[str, Any] = result.get("ratios", {})
     rows = []
@@ -141,12 +146,12 @@ def print_bench(result: Mapping[str, Any]) -> None:
         times = (f"{latency[key]:.3f}" for key in ("p50_ms", "p90_ms", "p99_ms"))
         rows.append((name, *times, str(latency["runs"]), str(latency["threads"]), text))
     header = ("engine", "p50 ms", "p90 ms", "p99 ms", "runs", "threads", "ratio (95 % interval)")
-    _print_table(console, header, rows, left=1)
+    print_table(console, header, rows, left=1)
 
 
 def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
     """Print every candidate with its ratio to the best one before it, and what was chosen."""
-    console = _console()
+    console = open_console()
     rows = []
     for item in tuning["candidates"]:
         low, high = item["ratio_interval"]
@@ -156,12 +161,12 @@ def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
             (item["stage"], _forms(item["forms"]), item["policy"], f"{item['latency_ms']:.3f}", ratio, kept)
         )
     header = ("stage", "form", "gates", "p50 ms", "ratio to the best before (95 % interval)", "kept")
-    _print_table(console, header, rows, left=3)
+    print_table(console, header, rows, left=3)
     key = tuning["key"]
     threads = f"{key['threads']} thread{'s' if key['threads'] > 1 else ''}"
-    _line(console, f"fastest on {key['target']} {key['runtime']}, {threads}: {_forms(tuning['forms'])}")
-    _line(console, f"gate policies from the fastest on: {', '.join(tuning['policies'])}")
-    _line(console, str(path))
+    print_line(console, f"fastest on {key['target']} {key['runtime']}, {threads}: {_forms(tuning['forms'])}")
+    print_line(console, f"gate policies from the fastest on: {', '.join(tuning['policies'])}")
+    print_line(console, str(path))
 
 
 def _forms(forms: Mapping[str, str]) -> str:
@@ -173,7 +178,7 @@ def _forms(forms: Mapping[str, str]) -> str:
 
 def print_parity(result: Mapping[str, Any]) -> None:
     """Print how far each target is from the float network, and where it begins to drift."""
-    console = _console()
+    console = open_console()
     rows, remarks = [], []
     for name, entry in result.get("targets", {}).items():
         sqnr = entry.get("sqnr_db")
@@ -189,19 +194,20 @@ def print_parity(result: Mapping[str, Any]) -> None:
         if entry.get("first_drift"):
             remarks.append(f"{name}: drifts first at {entry['first_drift']}")
         remarks += [f"{name}: {entry[key]}" for key in ("reason", "error") if entry.get(key)]
-    _print_table(console, ("target", "status", "agreement", "SQNR", "max |diff|"), rows, left=2)
+    print_table(console, ("target", "status", "agreement", "SQNR", "max |diff|"), rows, left=2)
     for pair, entry in result.get("between", {}).items():
         first, second = pair.split("/")
         sqnr = "identical" if entry.get("identical") else f"{entry['sqnr_db']:.1f} dB"
-        _line(console, f"{first} and {second} agree on {_percent(entry['agreement'])} ({sqnr})")
+        print_line(console, f"{first} and {second} agree on {_percent(entry['agreement'])} ({sqnr})")
     for remark in remarks:
-        _line(console, remark)
+        print_line(console, remark)
 
 
 # ------------------------------------------------------------------------------------ helpers
 
 
-def _console() -> Console:
+def open_console() -> Console:
+    """Return a console on standard output."""
     from rich.console import Console
 
     class PipeConsole(Console):
@@ -214,9 +220,8 @@ def _console() -> Console:
     return PipeConsole() if sys.stdout.isatty() else PipeConsole(width=140)
 
 
-def _print_table(
-    console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int
-) -> None:
+def print_table(console: Console, header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> None:
+    """Print rows under a header, the first `left` columns to the left and numbers to the right."""
     from rich import box
     from rich.table import Table
     from rich.text import Text
@@ -230,7 +235,8 @@ def _print_table(
     console.print(table)
 
 
-def _line(console: Console, text: str, style: str = "") -> None:
+def print_line(console: Console, text: str, style: str = "") -> None:
+    """Print one line that may hold anything: control characters and markup are shown, not obeyed."""
     console.print(plain_text(text), style=style or None, markup=False, highlight=False, soft_wrap=True)
 
 

@@ -10,7 +10,7 @@ import typer
 
 from edgeattn.cli_errors import handle_errors
 from edgeattn.cli_options import JsonOption, ThreadsOption, examples
-from edgeattn.cli_output import _console, _line, _print_table, print_json
+from edgeattn.cli_output import open_console, print_json, print_line, print_table
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -78,8 +78,8 @@ def print_profile(result: EngineProfile, rows: int) -> None:
         result: From `edgeattn.pipeline_profile.profile_engine`.
         rows: Layers to show, slowest first; 0 for all, in order of execution.
     """
-    console = _console()
-    _line(
+    console = open_console()
+    print_line(
         console,
         f"\n{result.engine}: {result.target}, {result.runtime}, {_count(result.threads, 'thread')}, "
         f"{_count(result.runs, 'profiled inference')}",
@@ -87,40 +87,42 @@ def print_profile(result: EngineProfile, rows: int) -> None:
     layers = result.profile.layers
     shown = sorted(layers, key=lambda layer: -layer.latency_us)[:rows] if rows else layers
     if len(shown) < len(layers):
-        _line(console, f"\nthe {len(shown)} slowest of {len(layers)} layers (--layers 0 shows all)")
+        print_line(console, f"\nthe {len(shown)} slowest of {len(layers)} layers (--layers 0 shows all)")
     else:
-        _line(console, f"\nall {_count(len(layers), 'layer')}, in order of execution")
+        print_line(console, f"\nall {_count(len(layers), 'layer')}, in order of execution")
     header = ("layer", "kind", "type", "module", "us", "share", "MMAC", "KiB", "roofline")
-    _print_table(console, header, [_layer_row(layer) for layer in shown], left=4)
-    _line(console, f"by module: blocks, and the {_count(len(result.attentions), 'attention module')} in them")
+    print_table(console, header, [_layer_row(layer) for layer in shown], left=4)
+    print_line(
+        console, f"by module: blocks, and the {_count(len(result.attentions), 'attention module')} in them"
+    )
     _print_groups(console, "module", result.profile.modules, result.profile.total)
-    _line(console, "by kind of work; all that an attention module does counts as attention")
+    print_line(console, "by kind of work; all that an attention module does counts as attention")
     _print_groups(console, "work", result.profile.categories, result.profile.total)
     _print_remarks(console, result)
 
 
 def _print_remarks(console: Console, result: EngineProfile) -> None:
     total, whole = result.profile.total.latency_us / 1e3, result.p50_ms
-    _line(
+    print_line(
         console,
         f"layers together {total:.3f} ms; a whole inference without the profiler {whole:.3f} ms (p50)",
     )
     if total > _NOTABLE_COST * whole:
-        _line(
+        print_line(
             console, "  the profiler itself takes time at every layer, so that short layers look longer here"
         )
     if result.profile.peaks is None:
-        _line(console, f"no roofline: {result.no_roofline}")
+        print_line(console, f"no roofline: {result.no_roofline}")
         return
-    _line(console, f"peaks measured just now: {_peaks(result.profile.peaks)}")
+    print_line(console, f"peaks measured just now: {_peaks(result.profile.peaks)}")
     attainable = result.profile.total.attainable_us
     if attainable is not None:
-        _line(
+        print_line(
             console,
             f"at these peaks the network takes {attainable / 1e3:.3f} ms: the whole inference reaches "
             f"{_percent(result.roofline)} of the roofline",
         )
-    _line(
+    print_line(
         console,
         "  roofline = attainable / measured; over 100 % where data come from a cache, not from memory",
     )
@@ -142,7 +144,7 @@ def _layer_row(layer: ProfiledLayer) -> tuple[str, ...]:
 def _print_groups(console: Console, title: str, groups: Sequence[GroupTime], total: GroupTime) -> None:
     header = (title, "layers", "us", "share", "MMAC", "KiB", "roofline")
     rows = [(group.name, str(group.layers), *_figures(group)) for group in (*groups, total)]
-    _print_table(console, header, rows, left=1)
+    print_table(console, header, rows, left=1)
 
 
 def _figures(item: ProfiledLayer | GroupTime) -> tuple[str, ...]:

@@ -55,6 +55,7 @@ def plan_steps(recipe: Recipe) -> tuple[Step, ...]:
             f"train {network} for {recipe.train.epochs} epochs" if recipe.train else network,
             "" if recipe.train else "the recipe takes the weights as they are",
         ),
+        *_tune_steps(recipe),
         Step("export", f"{_edge_form(recipe)} for {size}x{size}, fp32 ONNX"),
         Step("ptq", f"calibrate on {recipe.calibration.name}: {quant.ptq.range_estimator} ranges"),
         Step(
@@ -109,9 +110,24 @@ def run_recipe(recipe: Recipe, out: Path, *, progress: Progress | None = None) -
     return report
 
 
+def _tune_steps(recipe: Recipe) -> tuple[Step, ...]:
+    if recipe.tune is None:
+        return ()
+    name = recipe.targets[0]
+    here = get_target(name).probe()
+    what = (
+        f"time the exact forms of {recipe.attention.kind} and {len(recipe.tune.policies)} policies on {name}"
+    )
+    if recipe.attention.kind == "none":
+        return (Step("tune", what, "there is no attention"),)
+    return (Step("tune", what, "" if here.can_run else here.reason),)
+
+
 def _edge_form(recipe: Recipe) -> str:
     if recipe.attention.kind == "none":
         return "the network"
+    if recipe.tune is not None and recipe.attention.edge_form is None:
+        return "the fastest edge form"
     form = recipe.attention.edge_form or preferred_forms(recipe.targets[0])[recipe.attention.kind]
     return f"edge form {form}"
 

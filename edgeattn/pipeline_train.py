@@ -29,11 +29,12 @@ from edgeattn.models import load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_float import FloatStage, StageProgress, history_of
 from edgeattn.pipeline_layers import layer_results
-from edgeattn.pipeline_tuning import Tuning
+from edgeattn.pipeline_tune_store import Tuning
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import GatePolicy, PtqConfig
+from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
@@ -117,8 +118,9 @@ class _Preparation:
         export, fp32 = self._export(edge)
         reference, result = _evaluate_float(model, measured, images)
         calibration = self._calibration(splits)
-        quantized = self._quantize(edge, model, export, calibration, splits, policies)
-        qdq, layers = self._emit(quantized, calibration, cast("Sequence[Profile]", profiles))
+        emitted = cast("Sequence[Profile]", profiles)
+        quantized = self._quantize(edge, model, export, calibration, splits, policies, emitted)
+        qdq, layers = self._emit(quantized, calibration, emitted)
         return Prepared(
             fp32=fp32,
             qdq=qdq,
@@ -127,7 +129,7 @@ class _Preparation:
             reference_logits=reference,
             fp32_result=result,
             training=self.training,
-            quant=self._summary(quantized.plan, calibration),
+            quant=self._summary(edge, quantized.plan, calibration),
             layers=layers,
         )
 
@@ -155,6 +157,7 @@ class _Preparation:
         calibration: CalibrationSet,
         splits: DataSplits,
         policies: Sequence[GatePolicy],
+        profiles: Sequence[Profile],
     ) -> _Quantized:
         recipe, folder = self.recipe, self.space.folder
         images = list(calibration.batches(1))
@@ -168,25 +171,26 @@ class _Preparation:
             "calibration": calibration.fingerprint,
             "ptq": ptq.model_dump(mode="json"),
             "mode": recipe.quant.mode,
-            "gates": [gate.prefix for gate in _gates(edge, policies[0])],
+            "gates": [gate.prefix for gate in gate_regions(edge, policies[0])],
             "policies": list(policies),
-            "agreement_min": recipe.accept.agreement_min if len(policies) > 1 else None,
+            "accept": recipe.accept.model_dump(mode="json") if len(policies) > 1 else None,
+            "profiles": list(profiles) if len(policies) > 1 else None,
         }
 
         def calibrate() -> dict[str, Any]:
             made = [self._plan(edge, export, images, ptq, policies[0])]
             for policy in policies[1:]:
-                if self._agrees(made[-1]):
+                if self._slack(made[-1], profiles) >= 0:
                     break
                 made.append(self._plan(edge, export, images, ptq, policy))
-            # Where no policy keeps the bound: the most accurate, the fastest of equals.
-            chosen = max(range(len(made)), key=lambda i: (self._agrees(made[i]), _agreement(made[i]), -i))
+            # The last one where it keeps the bounds; where none does, the nearest, the fastest of equals.
+            chosen = max(range(len(made)), key=lambda i: (self._slack(made[i], profiles), -i))
             made[chosen].save(folder / "plan.ptq.json")
             return {"policy": policies[chosen]}
 
         done = self.space.run("ptq", key, ["plan.ptq.json"], calibrate)
         self.policy = done["policy"]
-        gates = _gates(edge, self.policy)
+        gates = gate_regions(edge, self.policy)
         plan = QuantPlan.load(folder / "plan.ptq.json")
         if recipe.quant.mode == "ptq":
             plan.save(folder / "plan.json")
@@ -296,11 +300,14 @@ class _Preparation:
         ptq: PtqConfig,
         policy: GatePolicy,
     ) -> QuantPlan:
-        return make_plan(export.model, images, ptq, _gates(edge, policy), self._counter("ptq"))
+        return make_plan(export.model, images, ptq, gate_regions(edge, policy), self._counter("ptq"))
 
-    def _agrees(self, plan: QuantPlan) -> bool:
-        bound = self.recipe.accept.agreement_min
-        return bound is None or _agreement(plan) >= bound
+    def _slack(self, plan: QuantPlan, profiles: Sequence[Profile]) -> float:
+        """Return by how much a plan keeps the bounds on agreement; below 0 where it misses one."""
+        accept = self.recipe.accept
+        u8 = accept.agreement_min if accept.agreement_min is not None else 0.0
+        bounds = {"u8": u8, "s8": accept.s8_agreement_min if accept.s8_agreement_min is not None else u8}
+        return min(_agreement(plan, profile) - bounds[profile] for profile in profiles)
 
     def _counter(self, stage: str) -> Callable[[int, int], None]:
         def count(done: int, total: int) -> None:
@@ -308,10 +315,13 @@ class _Preparation:
 
         return count
 
-    def _summary(self, plan: QuantPlan, calibration: CalibrationSet) -> dict[str, Any]:
+    def _summary(self, edge: nn.Module, plan: QuantPlan, calibration: CalibrationSet) -> dict[str, Any]:
         return {
             "method": plan.method,
             "gate_policy": self.policy,
+            "edge_forms": {
+                path: module.form for path, module in edge.named_modules() if isinstance(module, EdgeForm)
+            },
             "calibration": calibration.name,
             "calibration_images": len(calibration),
             "calibration_fingerprint": calibration.fingerprint,
@@ -342,15 +352,7 @@ def _evaluate_float(
     )
 
 
-def _gates(edge: nn.Module, policy: GatePolicy) -> list[GateRegion]:
-    return [
-        GateRegion(path.replace(".", "/"), policy)
-        for path, module in edge.named_modules()
-        if isinstance(module, EdgeForm)
-    ]
-
-
-def _agreement(plan: QuantPlan) -> float:
-    """Return the smaller agreement of both profiles on calibration images, as the plan was kept."""
+def _agreement(plan: QuantPlan, profile: Profile) -> float:
+    """Return a profile's agreement on calibration images, as the plan was kept."""
     last = next(step for step in reversed(plan.ladder) if step.kept)
-    return min(last.agreement_u8, last.agreement_s8)
+    return last.agreement_u8 if profile == "u8" else last.agreement_s8

@@ -28,10 +28,10 @@ from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure.latency import compare_latency
 from edgeattn.models import to_edge_form
 from edgeattn.pipeline_float import build_network
-from edgeattn.pipeline_tuning import Candidate, Tuning, TuningStore, tuning_key
+from edgeattn.pipeline_tune_store import Candidate, Stage, Tuning, TuningStore, tuning_key
 from edgeattn.progress import Progress
 from edgeattn.quant.config import GatePolicy, PtqConfig
-from edgeattn.quant.placement import GateRegion
+from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.plan import Profile
 from edgeattn.quant.ptq import make_plan
 from edgeattn.recipe import Recipe, TuneSpec
@@ -41,6 +41,7 @@ __all__ = ["tune"]
 
 _CLASSES = 1000
 ROUNDS = 16
+_TIMING = TimingPlan(warmup_runs=10, min_runs=256, min_seconds=3.0)
 # Ranges alone: what is timed does not depend on how good they are.
 _PLAIN = PtqConfig(nncf=False, range_estimator="minmax", equalization=False, importance=False, tuning_steps=0)
 
@@ -83,7 +84,7 @@ def tune(
     known = None if again else store.load(key)
     if known is not None:
         return known
-    timing = timing or TimingPlan(warmup_runs=10, min_runs=256, min_seconds=3.0, threads=threads)
+    timing = dataclasses.replace(timing or _TIMING, threads=threads)
     with tempfile.TemporaryDirectory(prefix="edgeattn-tune-") as folder:
         found = _Search(recipe, runtime, timing, Path(folder), progress).run()
     tuning = Tuning(key=key, **found)
@@ -151,7 +152,7 @@ class _Search:
                 shapes.setdefault(shape, []).append(path)
         return [shapes[shape] for shape in sorted(shapes, key=lambda s: -s[0] * s[1] * s[2])]
 
-    def _best(self, stage: Any, best: _Choice, others: Sequence[_Choice]) -> _Choice:
+    def _best(self, stage: Stage, best: _Choice, others: Sequence[_Choice]) -> _Choice:
         """Time `others` against `best` and return the fastest."""
         measured = self._measure(best, others)
         faster = [choice for choice, (_, _, interval) in measured.items() if interval[1] < 1.0]
@@ -197,12 +198,7 @@ class _Search:
         if name not in self._built:
             edge = to_edge_form(self.model, self.size, self.size, form=choice.forms, materialize=True)
             floating = export_float(edge, self.image.shape).model
-            gates = [
-                GateRegion(path.replace(".", "/"), choice.policy)
-                for path, module in edge.named_modules()
-                if isinstance(module, EdgeForm)
-            ]
-            plan = make_plan(floating, [self.image], _PLAIN, gates)
+            plan = make_plan(floating, [self.image], _PLAIN, gate_regions(edge, choice.policy))
             profile = cast("Profile", self.target.profile)
             file = self.folder / f"{len(self._built)}.onnx"
             artifact = save_artifact(emit_qdq(floating, plan, profile), file, profile, {})
@@ -215,7 +211,7 @@ class _Search:
         return self._built[name]
 
     def _note(
-        self, stage: Any, choice: _Choice, measured: tuple[float, float, tuple[float, float]], *, kept: bool
+        self, stage: Stage, choice: _Choice, measured: tuple[float, float, tuple[float, float]], *, kept: bool
     ) -> None:
         latency_ms, ratio, interval = measured
         self.candidates.append(

@@ -160,8 +160,8 @@ def _attention_tax(root: Path) -> str:
     )
     return (
         _markdown(header, rows, left=2)
-        + "\n\nMobileNetV2 1.0, 224x224, batch 1. Tax: how much longer the INT8 network takes than the same tool's bare "
-        "one. The other tool is the fastest of NNCF on the authors' torch modules, NNCF on their ONNX and ONNX Runtime's "
+        + "\n\nMobileNetV2 1.0, 224x224, batch 1. Tax: how much longer the INT8 network takes than the bare one, which "
+        "for the other tools is the fastest of theirs. The other tool is the fastest of NNCF on the authors' torch modules, NNCF on their ONNX and ONNX Runtime's "
         "quantize_static, all on the same runtime. Medians of ratios of runs in alternation, with 95 % intervals. "
         "Measured on: " + "; ".join(sorted(machines)) + "."
     )

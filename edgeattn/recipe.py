@@ -9,8 +9,6 @@ import hashlib
 import json
 import os
 import re
-import types
-import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -22,6 +20,7 @@ from edgeattn.data.spec import DataSpec
 from edgeattn.errors import RecipeError, close_matches_hint
 from edgeattn.models import architectures
 from edgeattn.quant.config import GatePolicy, QuantConfig
+from edgeattn.recipe_errors import explain
 from edgeattn.recipe_yaml import Located, apply_override, parse_yaml
 from edgeattn.train.config import TrainConfig
 
@@ -296,7 +295,7 @@ def load_recipe(path: Path | str, overrides: Sequence[str] = ()) -> Recipe:
     try:
         recipe = Recipe.model_validate(located.value)
     except ValidationError as exc:
-        raise RecipeError(_explain(exc, located)) from exc
+        raise RecipeError(explain(exc, located, Recipe)) from exc
     recipe._written_paths.update(written)
     return recipe
 
@@ -330,74 +329,6 @@ def _expand(text: str, where: str) -> str:
             f"Set it first: export {unset[0]}=/path/to/the/folder"
         )
     return expanded
-
-
-# ------------------------------------------------------------------------------ error messages
-
-
-def _explain(exc: ValidationError, located: Located) -> str:
-    """Turn pydantic's errors into lines that name the place, the key, what was got and the fix."""
-    by_key: dict[tuple[str, ...], list[str]] = {}
-    for error in exc.errors(include_url=False, include_context=False):
-        known = located.known_part(error["loc"])
-        keys = tuple(str(part) for part in known)
-        if error["type"] == "missing":
-            keys = (*keys, str(error["loc"][-1]))
-        by_key.setdefault(keys, [])
-        text = _explain_one(dict(error), keys)
-        if text not in by_key[keys]:
-            by_key[keys].append(text)
-    lines = [
-        f"{located.describe(keys)}: {'.'.join(keys)}{': ' if keys else ''}{'; or '.join(texts)}"
-        for keys, texts in by_key.items()
-    ]
-    shown = lines[:6]
-    if len(lines) > len(shown):
-        shown.append(f"... and {len(lines) - len(shown)} more")
-    return "\n  ".join(shown)
-
-
-def _explain_one(error: dict[str, Any], keys: tuple[str, ...]) -> str:
-    kind, got = str(error["type"]), _shorten(error["input"])
-    message = str(error["msg"]).removeprefix("Value error, ")
-    if kind == "extra_forbidden":
-        return f"unknown key {keys[-1]!r}. {_hint_for_key(keys)}"
-    if kind == "missing":
-        return "this key is required"
-    if kind == "value_error":
-        return message
-    return f"{message[0].lower()}{message[1:]}, got {got}"
-
-
-def _shorten(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _hint_for_key(keys: tuple[str, ...]) -> str:
-    """Say how the key is spelled here, or in which section it belongs."""
-    sections = dict(_walk_sections(Recipe))
-    *parents, key = keys
-    here = sections.get(tuple(parents), ())
-    elsewhere = [".".join((*section, key)) for section, fields in sections.items() if key in fields]
-    hint = close_matches_hint(key, here)
-    if elsewhere and not hint.startswith("Did"):
-        return f"It belongs elsewhere: {' or '.join(elsewhere)}."
-    return hint
-
-
-def _walk_sections(
-    model: type[BaseModel], prefix: tuple[str, ...] = ()
-) -> Iterable[tuple[tuple[str, ...], tuple[str, ...]]]:
-    """Yield every section's path with its keys."""
-    yield prefix, tuple(model.model_fields)
-    for name, field in model.model_fields.items():
-        options = (field.annotation,)
-        if typing.get_origin(field.annotation) in (typing.Union, types.UnionType):
-            options = typing.get_args(field.annotation)
-        for option in options:
-            if isinstance(option, type) and issubclass(option, BaseModel):
-                yield from _walk_sections(option, (*prefix, name))
 
 
 def recipe_schema() -> Mapping[str, Any]:

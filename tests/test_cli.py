@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import subprocess
 import sys
@@ -14,8 +15,9 @@ import pytest
 from report_samples import make_report
 from typer.testing import CliRunner, Result
 
-from edgeattn import errors
+from edgeattn import cli, errors
 from edgeattn.cli import app
+from edgeattn.quant.config import PtqConfig
 from edgeattn.recipe import Recipe
 from edgeattn.report import Report, write_report
 
@@ -269,3 +271,9 @@ def test_closed_pipe_is_quiet() -> None:
         complaint = process.stderr.read()
         assert process.wait(timeout=60) == 0
     assert complaint == b""
+
+
+def test_quantize_defaults_to_what_a_recipe_defaults_to() -> None:
+    defaults = inspect.signature(cli.quantize).parameters
+    assert defaults["tuning_steps"].default == PtqConfig().tuning_steps
+    assert defaults["range_estimator"].default == PtqConfig().range_estimator

@@ -161,10 +161,12 @@ def _with_ranges(
         if name not in place.fixed:
             low, high = estimate_range(statistics[name], estimator, config.percentile)
             found[name] = low, high, estimate_limit(statistics[name], estimator, config.percentile)
-    weights = {
-        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
-    }
-    return plan.model_copy(update={"activations": _activations(adjusted, place, found), "weights": weights})
+    return plan.model_copy(
+        update={
+            "activations": _activations(adjusted, place, found),
+            "weights": _weight_scales(adjusted, place),
+        }
+    )
 
 
 def _with_nncf(
@@ -180,17 +182,20 @@ def _with_nncf(
             # NNCF's grid of a tensor that is never negative may begin below zero all the same.
             low = low if found[name][0] < 0 else 0.0
             found[name] = low, high, max(-low, high)
-    weights = {
-        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
-    }
     return plan.model_copy(
         update={
             "activations": _activations(adjusted, place, found),
-            "weights": weights,
+            "weights": _weight_scales(adjusted, place),
             "channel_scales": decisions.channel_scales,
             "bias_shift": dict.fromkeys(PROFILES, decisions.bias_shift) if decisions.bias_shift else {},
         }
     )
+
+
+def _weight_scales(adjusted: Graph, place: Placement) -> dict[str, list[float]]:
+    return {
+        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
+    }
 
 
 def _with_weighted_ranges(

@@ -15,12 +15,11 @@ number for each channel and each tensor.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.placement import Placement
@@ -67,9 +66,8 @@ def tune_plan(
     spread = _output_spread(teacher, batches[0])
     origin = {name: student.constants[name] for name in _biases(student.graph, plan) if name in spread}
     shifts = {name: torch.zeros_like(value, requires_grad=True) for name, value in origin.items()}
-    widths = {name: torch.zeros((), requires_grad=True) for name in _own_ranges(plan, profile, place)}
-    widest = _widest(student.graph, plan, profile, widths)
-    quantizers = quantizers_of(plan, profile) | _learned(plan, profile, place, widths, widest)
+    widths = _Widths(student.graph, plan, profile, place)
+    quantizers = quantizers_of(plan, profile) | widths.quantizers()
     # Each image also as its mirror image, with its own answer: twice the data to learn from.
     batches += [channels_last(batch.flip(-1)) for batch in batches if batch.ndim == 4]
     with torch.no_grad():
@@ -78,7 +76,7 @@ def tune_plan(
     power = targets.square().mean().clamp_min(_SMALLEST_SPREAD)
     groups = [
         {"params": list(shifts.values()), "peak": LEARNING_RATE},
-        {"params": list(widths.values()), "peak": RANGE_LEARNING_RATE},
+        {"params": list(widths.values.values()), "peak": RANGE_LEARNING_RATE},
     ]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99))
     size = batches[0].shape[0]
@@ -100,84 +98,73 @@ def tune_plan(
     return plan.model_copy(
         update={
             "bias_shift": {**plan.bias_shift, profile: _added(plan.bias_shift.get(profile, {}), learned)},
-            "activations": _widened(plan, profile, place, widths, widest),
+            "activations": widths.activations(),
         }
     )
 
 
-def _own_ranges(plan: QuantPlan, profile: Profile, place: Placement) -> list[str]:
-    """Return the tensors whose range is neither fixed, nor another tensor's, nor the other profile's."""
-    return [
-        name
-        for name, item in plan.activations.items()
-        if name not in place.fixed
-        and name not in place.same_range
-        and item.is_quantized(profile)
-        and not (profile == "s8" and item.folds_zero_point)
-    ]
+class _Widths:
+    """The ranges being learned: of each, the logarithm of what its width is multiplied by.
 
-
-def _widest(graph: Graph, plan: QuantPlan, profile: Profile, names: Iterable[str]) -> dict[str, float]:
-    """Return how far ranges may widen, as the logarithm of the factor.
-
-    A range inside a clip's bounds does the clipping, and runtimes compute clip and convolution in one
-    INT8 kernel. One step beyond, the clip would have to stay, and they compute both in float32.
+    Not learned are ranges that are fixed, another tensor's, or the other profile's. A range inside a clip's
+    bounds does the clipping, and runtimes compute clip and convolution in one INT8 kernel. One step beyond,
+    the clip would have to stay, and they compute both in float32: so none widens beyond its clip.
     """
-    widest = dict.fromkeys(names, math.inf)
-    for name in widest:
-        node = graph.producer.get(name)
-        bound = graph.scalar(node.input[2]) if node is not None and _has_upper_bound(node) else None
-        if bound is not None and bound > 0:
-            widest[name] = max(math.log(bound / plan.activations[name].params(profile).high), 0.0)
-    return widest
 
+    def __init__(self, graph: Graph, plan: QuantPlan, profile: Profile, place: Placement) -> None:
+        self._plan, self._profile = plan, profile
+        self.values = {
+            name: torch.zeros((), requires_grad=True)
+            for name, item in plan.activations.items()
+            if name not in place.fixed
+            and name not in place.same_range
+            and item.is_quantized(profile)
+            and not (profile == "s8" and item.folds_zero_point)
+        }
+        self._widest = {
+            name: _room_to_clip(graph, name, plan.activations[name].params(profile)) for name in self.values
+        }
+        # Tensors that share a range share it here.
+        sources = {name: place.same_range.get(name, name) for name in plan.activations}
+        self._sources = {name: source for name, source in sources.items() if source in self.values}
 
-def _has_upper_bound(node: NodeProto) -> bool:
-    return node.op_type == "Clip" and len(node.input) > 2 and bool(node.input[2])
+    def quantizers(self) -> dict[str, Quantizer]:
+        """Return quantizers through which gradients reach the widths."""
+        return {
+            name: self._quantizer(self._plan.activations[name].params(self._profile), source)
+            for name, source in self._sources.items()
+            if self._plan.activations[name].is_quantized(self._profile)
+        }
 
+    def activations(self) -> dict[str, ActivationRange]:
+        """Return the plan's ranges, those of the profile as wide as was learned."""
+        changed = dict(self._plan.activations)
+        keys = ("low", "high") if self._profile == "u8" else ("limit",)
+        for name, source in self._sources.items():
+            factor = math.exp(min(float(self.values[source].detach()), self._widest[source]))
+            changed[name] = changed[name].model_copy(
+                update={key: getattr(changed[name], key) * factor for key in keys}
+            )
+        return changed
 
-def _learned(
-    plan: QuantPlan,
-    profile: Profile,
-    place: Placement,
-    widths: Mapping[str, torch.Tensor],
-    widest: Mapping[str, float],
-) -> dict[str, Quantizer]:
-    """Return quantizers with the gradient of their range, tensors that share a range sharing it here."""
-
-    def quantizer(params: QuantParams, source: str) -> Quantizer:
+    def _quantizer(self, params: QuantParams, source: str) -> Quantizer:
         low, high = params.quant_min - params.zero_point, params.quant_max - params.zero_point
 
         def quantize(value: torch.Tensor) -> torch.Tensor:
-            scale = params.scale * widths[source].clamp(max=widest[source]).exp()
+            scale = params.scale * self.values[source].clamp(max=self._widest[source]).exp()
             steps = (value / scale).clamp(low, high)
             return (steps + (steps.round() - steps).detach()) * scale
 
         return quantize
 
-    sources = {name: place.same_range.get(name, name) for name in plan.activations}
-    return {
-        name: quantizer(plan.activations[name].params(profile), source)
-        for name, source in sources.items()
-        if source in widths and plan.activations[name].is_quantized(profile)
-    }
 
-
-def _widened(
-    plan: QuantPlan,
-    profile: Profile,
-    place: Placement,
-    widths: Mapping[str, torch.Tensor],
-    widest: Mapping[str, float],
-) -> dict[str, ActivationRange]:
-    activations = dict(plan.activations)
-    for name, item in plan.activations.items():
-        source = place.same_range.get(name, name)
-        if source in widths:
-            factor = math.exp(min(float(widths[source].detach()), widest[source]))
-            names = ("low", "high") if profile == "u8" else ("limit",)
-            activations[name] = item.model_copy(update={key: getattr(item, key) * factor for key in names})
-    return activations
+def _room_to_clip(graph: Graph, name: str, params: QuantParams) -> float:
+    """Return the logarithm of how much wider a range may be inside the clip that writes its tensor."""
+    node = graph.producer.get(name)
+    if node is None or node.op_type != "Clip" or len(node.input) < 3 or not node.input[2]:
+        return math.inf
+    bound = graph.scalar(node.input[2])
+    return math.inf if bound is None or bound <= 0 else max(math.log(bound / params.high), 0.0)
 
 
 def _added(

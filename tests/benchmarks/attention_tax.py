@@ -26,7 +26,6 @@ import torch
 from torch import nn
 
 from edgeattn.artifact import OnnxArtifact, sha256_of_bytes, write_bytes
-from edgeattn.attention.base import EdgeForm
 from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.lower import DEFAULT_GATE_POLICY, preferred_forms
@@ -35,7 +34,7 @@ from edgeattn.measure.latency import LatencyComparison, compare_latency
 from edgeattn.models import create_model, insert_attention, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.config import PtqConfig
-from edgeattn.quant.placement import GateRegion
+from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.ptq import make_plan
 from edgeattn.targets import get_target
 from edgeattn.targets.base import Session, Target, TimingPlan
@@ -80,11 +79,7 @@ def _ours(target: Target, attention: str, model: nn.Module, images: Any, folder:
     form = {attention: forms[attention]} if attention in forms else None
     edge = to_edge_form(copy.deepcopy(model), SIZE, SIZE, form=form, materialize=True)
     floating = export_float(edge, images[0].shape).model
-    gates = [
-        GateRegion(path.replace(".", "/"), DEFAULT_GATE_POLICY)
-        for path, module in edge.named_modules()
-        if isinstance(module, EdgeForm)
-    ]
+    gates = gate_regions(edge, DEFAULT_GATE_POLICY)
     config = PtqConfig(range_estimator="minmax", equalization=False, stop_at_sqnr_db=-1000.0)
     quantized = emit_qdq(floating, make_plan(floating, images, config, gates=gates), target.profile)
     engines = {}

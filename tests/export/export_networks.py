@@ -7,10 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeattn.attention.base import EdgeForm
 from edgeattn.models import create_model, insert_attention, to_edge_form
-from edgeattn.quant.config import GatePolicy
-from edgeattn.quant.placement import GateRegion
 
 SIZE = 32
 SHAPE = (1, 3, SIZE, SIZE)
@@ -36,15 +33,6 @@ def make_edge(
             nn.init.uniform_(module.weight, 0.5, 1.5)
             nn.init.normal_(module.bias, std=0.2)
     return to_edge_form(model.eval(), SIZE, SIZE, form=form, materialize=materialize).eval()
-
-
-def gates_of(edge: nn.Module, policy: GatePolicy = "int8") -> list[GateRegion]:
-    """Return the gate regions of an edge form."""
-    return [
-        GateRegion(path.replace(".", "/"), policy)
-        for path, module in edge.named_modules()
-        if isinstance(module, EdgeForm)
-    ]
 
 
 def make_images(count: int, seed: int = 0) -> list[NDArray[np.float32]]:

@@ -10,7 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from export_networks import SHAPE, gates_of, make_edge, make_images
+from export_networks import SHAPE, make_edge, make_images
 from onnx import numpy_helper
 
 from edgeattn.attention import attentions
@@ -22,6 +22,7 @@ from edgeattn.export.selfcheck import check_export
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
@@ -35,7 +36,7 @@ QUICK = FAST.model_copy(update={"nncf": False, "importance": False, "equalizatio
 def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-def]
     edge = make_edge(kind, arch)
     export = export_float(edge, SHAPE)
-    plan = make_plan(export.model, make_images(16), FAST, gates_of(edge))
+    plan = make_plan(export.model, make_images(16), FAST, gate_regions(edge, "int8"))
     return edge, export, plan
 
 
@@ -43,7 +44,7 @@ def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-
 def _tuned(kind: str):  # type: ignore[no-untyped-def]
     edge = make_edge(kind, materialize=True)
     export = export_float(edge, SHAPE)
-    return edge, export, make_plan(export.model, make_images(16), TUNED, gates_of(edge))
+    return edge, export, make_plan(export.model, make_images(16), TUNED, gate_regions(edge, "int8"))
 
 
 @pytest.mark.parametrize("make", [_planned, _tuned])
@@ -76,7 +77,7 @@ OTHER_FORMS = [
 def test_every_form_can_be_exported_and_checked(kind: str, form: str) -> None:
     edge = make_edge(kind, form=form)
     export = export_float(edge, SHAPE)
-    plan = make_plan(export.model, make_images(8), QUICK, gates_of(edge))
+    plan = make_plan(export.model, make_images(8), QUICK, gate_regions(edge, "int8"))
     module = write_constants(edge, export, _adjusted(export, plan, "u8"))
     found = check_export(
         attach_fake_quant(module, export, plan, "u8"),
@@ -187,7 +188,7 @@ def test_a_plan_of_another_graph_is_refused() -> None:
 def test_float_gates_stay_float_but_for_the_full_map() -> None:
     edge = make_edge("coord")
     export = export_float(edge, SHAPE)
-    plan = make_plan(export.model, make_images(16), FAST, gates_of(edge, "float"))
+    plan = make_plan(export.model, make_images(16), FAST, gate_regions(edge, "float"))
     # The first block with a gate: its map is larger than one pixel, so pooled maps can be told from it.
     inside = [name for name in plan.activations if name.startswith("features/2/conv/attention/")]
     assert inside
@@ -200,7 +201,7 @@ def test_float_gates_stay_float_but_for_the_full_map() -> None:
 
 def test_training_quantizers_start_where_ptq_ended_and_share_parameters() -> None:
     edge, export, plan = _planned("coord")
-    placement = place_quantizers(export.model, gates_of(edge))
+    placement = place_quantizers(export.model, gate_regions(edge, "int8"))
     quantized = attach_trainable(edge, export, plan, placement)
     own = {id(parameter) for parameter in edge.parameters()}
     assert own <= {id(parameter) for parameter in quantized.module.parameters()}

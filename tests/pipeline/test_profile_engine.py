@@ -24,11 +24,12 @@ from edgeattn.measure.work import read_work
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_profile import EngineProfile, measure_peaks, profile_engine
 from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.ptq import make_plan
 from edgeattn.targets import get_target, load_engine, save_engine
 from edgeattn.targets.base import Availability
 from edgeattn.targets.ort_cpu import OrtCpu
-from tests.export.export_networks import SHAPE, gates_of, make_edge, make_images
+from tests.export.export_networks import SHAPE, make_edge, make_images
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
@@ -43,7 +44,10 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], P
     edge = make_edge("coord")
     export = export_float(edge, SHAPE)
     plan = make_plan(
-        export.model, make_images(2), PtqConfig(tuning_steps=0, bias_correction=False), gates_of(edge)
+        export.model,
+        make_images(2),
+        PtqConfig(tuning_steps=0, bias_correction=False),
+        gate_regions(edge, "int8"),
     )
     files = {
         "int8": save_artifact(emit_qdq(export.model, plan, "u8"), folder / "model.u8.onnx", "u8"),

@@ -10,8 +10,9 @@ import pytest
 
 from edgeattn import load_recipe, run_recipe
 from edgeattn.errors import ArtifactError, RecipeError, TargetUnavailable
+from edgeattn.pipeline import plan_steps
 from edgeattn.pipeline_tune import tune
-from edgeattn.pipeline_tuning import Tuning, TuningStore
+from edgeattn.pipeline_tune_store import Tuning, TuningStore
 from edgeattn.recipe import Recipe
 from edgeattn.targets import TimingPlan, get_target
 
@@ -92,6 +93,18 @@ def test_an_option_that_the_mechanism_lacks_is_refused(tmp_path: Path) -> None:
         tune(recipe("attention={kind: eca, options: {reduction: 8}}"), store=TuningStore(tmp_path))
 
 
+def test_the_steps_of_a_run_say_that_it_tunes() -> None:
+    assert "tune" not in [step.name for step in plan_steps(recipe())]
+    step = next(step for step in plan_steps(recipe("tune={}")) if step.name == "tune")
+    assert not step.why_skipped
+    assert "coord" in step.what
+    assert "ort-cpu" in step.what
+    bare = next(
+        step for step in plan_steps(recipe("tune={}", "attention={kind: none}")) if step.name == "tune"
+    )
+    assert bare.why_skipped == "there is no attention"
+
+
 def test_a_network_without_attention_is_refused(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match="nothing to tune"):
         tune(recipe("attention={kind: none}"), store=TuningStore(tmp_path))
@@ -132,6 +145,8 @@ def test_a_run_takes_the_fastest_policy_that_keeps_the_bound(
     assert report.quant["gate_policy"] in timed.policies[:tried]
     if bound == 0.0:
         assert report.quant["gate_policy"] == timed.policies[0]
+    # The report says what was built.
+    assert set(report.quant["edge_forms"].values()) == {timed.forms["eca"]}
     finished = [share for stage, share in stages if stage == "ptq" and share == 1.0]
     # A network of random weights agrees with itself now and then: the search may end early.
     assert 1 <= len(finished) <= tried

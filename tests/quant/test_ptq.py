@@ -17,7 +17,8 @@ from edgeattn.export.qdq import emit_qdq
 from edgeattn.models import create_model, insert_attention, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.config import GatePolicy, PtqConfig
-from edgeattn.quant.placement import GateRegion, place_quantizers
+from edgeattn.quant.gates import gate_regions
+from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 from edgeattn.quant.tuning import tune_plan
@@ -166,7 +167,7 @@ def test_networks_with_gates_keep_fixed_and_shared_ranges(arch: str, kind: str, 
     edge = to_edge_form(module.eval(), 32, 32, materialize=True)
     model = export_float(edge, (1, 3, 32, 32)).model
     images = [np.random.default_rng(i).normal(size=(1, 3, 32, 32)).astype(np.float32) for i in range(4)]
-    gates = [GateRegion(prefix, policy) for prefix in prefixes_of(edge)]
+    gates = gate_regions(edge, policy)
     plan = make_plan(model, images, PtqConfig(tuning_steps=1), gates)
     place = place_quantizers(model, gates)
     assert set(plan.activations) == set(place.activations) | set(place.same_range)
@@ -179,17 +180,3 @@ def test_networks_with_gates_keep_fixed_and_shared_ranges(arch: str, kind: str, 
         emitted = emit_qdq(model, plan, profile)
         options_free = ort.InferenceSession(emitted.SerializeToString(), providers=["CPUExecutionProvider"])
         assert np.isfinite(options_free.run(None, {"input": images[0]})[0]).all()
-
-
-def prefixes_of(edge: torch.nn.Module) -> list[str]:
-    """Return the paths of attention modules as the graph spells them."""
-    return [
-        name.replace(".", "/")
-        for name, module in edge.named_modules()
-        if type(module).__module__.startswith("edgeattn.attention") and not inside_gate(edge, name)
-    ]
-
-
-def inside_gate(edge: torch.nn.Module, name: str) -> bool:
-    parents = [name[:index] for index, letter in enumerate(name) if letter == "."]
-    return any(type(edge.get_submodule(p)).__module__.startswith("edgeattn.attention") for p in parents)

@@ -18,9 +18,12 @@ from edgeattn.quant.config import GatePolicy
 from edgeattn.recipe import Recipe
 from edgeattn.targets import Target
 
-__all__ = ["Candidate", "Tuning", "TuningStore", "tuning_key"]
+__all__ = ["Candidate", "Stage", "Tuning", "TuningStore", "tuning_key"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+Stage = Literal["form", "policy", "size"]
 
 
 class Candidate(BaseModel):
@@ -38,7 +41,7 @@ class Candidate(BaseModel):
 
     model_config = _STRICT
 
-    stage: Literal["form", "policy", "size"]
+    stage: Stage
     forms: dict[str, str]
     policy: GatePolicy
     latency_ms: Annotated[float, Field(gt=0)]
