@@ -19,6 +19,7 @@ from edgeattn.cli_options import (
     split_names,
 )
 from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
+from edgeattn.cli_setup import setup_app
 
 __all__ = ["app", "main"]
 
@@ -276,6 +277,7 @@ def tune(
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)
+app.add_typer(setup_app)
 
 
 @app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))
