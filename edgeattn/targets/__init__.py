@@ -60,7 +60,7 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "edgeattn.targets"
 
-RESERVED_NAMES = ("reference", "jetson-ssh", "ort-web")
+RESERVED_NAMES = ("reference", "ort-web")
 """Names that the design gives to targets which are not here yet: no plugin may take one."""
 
 targets: Registry[Callable[..., Target]] = Registry("target")
@@ -106,6 +106,7 @@ _register("ort-cpu", "edgeattn.targets.ort_cpu", "OrtCpu")
 _register("openvino-cpu", "edgeattn.targets.openvino_cpu", "OpenVinoCpu")
 _register("tensorrt-rtx", "edgeattn.targets.tensorrt_rtx", "TensorRtRtx")
 _register("tensorrt", "edgeattn.targets.tensorrt_full", "TensorRt")
+_register("jetson-ssh", "edgeattn.targets.jetson_ssh", "JetsonSsh")
 _register("arm64", "edgeattn.targets.arm64", "Arm64")
 
 
