@@ -34,6 +34,10 @@ logger = logging.getLogger(__name__)
 
 _GONE = 75
 _RESTARTS = 3
+# A builder may say nothing for many minutes.
+_SILENCE_SECONDS = 3600.0
+_STARTED = "@started"
+_MARKS = (_STARTED, "@running", "@finished")
 _PROGRESS = re.compile(r"\[(\d{1,3})/(\d{1,3})\] (.{1,300})")
 _PACKAGE = Path(__file__).resolve().parents[1]
 _LARGEST_OUTPUTS_BYTES = 1 << 30
@@ -81,6 +85,7 @@ class DeviceJobs:
         for name, path in sorted(program.items()):
             digest.update(f"{name} {sha256_of_file(path)}\n".encode())
         self._program = program
+        self._there: set[str] = set()
         self.folder = f"{folder}/{digest.hexdigest()[:16]}"
 
     def run(
@@ -135,61 +140,59 @@ class DeviceJobs:
         return data
 
     def _send(self, files: Mapping[str, Path], sent: Mapping[str, Path], home: str) -> None:
-        # Each is named last, when everything that it vouches for is there.
-        if not self._transport.exists(f"{self.folder}/complete"):
-            self._transport.put(self._program, self.folder)
-            with tempfile.NamedTemporaryFile() as empty:
-                self._transport.put({"complete": Path(empty.name)}, self.folder)
-        missing = {n: p for n, p in files.items() if not self._transport.exists(f"{self.folder}/{n}")}
-        if missing:
-            self._transport.put(missing, self.folder)
-        if not self._transport.exists(f"{home}/job.json"):
-            self._transport.put({n: p for n, p in sent.items() if n != "job.json"}, home)
-            self._transport.put({"job.json": sent["job.json"]}, home)
+        # Files arrive in this order, and what is started or vouches for the others comes last.
+        program = {name: self._program[name] for name in sorted(self._program, key=lambda n: n == "run.py")}
+        for wanted, sign in ((program, "run.py"), *(({name: path}, name) for name, path in files.items())):
+            if sign not in self._there and not self._transport.exists(f"{self.folder}/{sign}"):
+                self._transport.put(wanted, self.folder)
+            self._there.add(sign)
+        self._transport.put(sent, home)
 
     def _finish(self, home: str) -> int:
-        """Start the job and follow it to its end; return its exit code."""
-        position = 0
-        for _ in range(1 + _RESTARTS):
-            self._patiently(lambda: self._detach(home))
-            deadline = time.monotonic() + self._patience
-            while True:
-                command = self._command(home, "--follow", "--offset", str(position))
-                heard = 0
+        """Start the job, or find it running, and follow it to its end; return its exit code."""
+        position, starts = 0, 0
+        deadline = time.monotonic() + self._patience
+        while True:
+            heard = 0
 
-                def hear(line: str, size: int) -> None:
-                    nonlocal heard
-                    heard += size
-                    self._hear(line)
+            def hear(line: str, size: int) -> None:
+                nonlocal heard, starts
+                if line in _MARKS:
+                    # Said by the command that follows, and no part of the log that is followed.
+                    starts += line == _STARTED
+                    if line == _STARTED and starts > 1:
+                        self._progress.note(
+                            "the job was gone, as after a restart of the device: starting it again"
+                        )
+                    return
+                heard += size
+                self._hear(line)
 
-                try:
-                    code, _said = self._transport.run(command, on_line=hear, seconds=1800.0)
-                except LinkDropped as exc:
-                    position += heard
-                    if heard:
-                        deadline = time.monotonic() + self._patience
-                    if time.monotonic() > deadline:
-                        raise
-                    self._progress.note(f"{exc} Trying again.")
-                    time.sleep(min(2.0, self._patience / 10))
-                    continue
+            command = self._command(home, "--detach", "--follow", "--offset", str(position))
+            try:
+                code, said = self._transport.run(command, on_line=hear, seconds=_SILENCE_SECONDS)
+            except LinkDropped as exc:
                 position += heard
-                break
+                if heard:
+                    deadline = time.monotonic() + self._patience
+                if time.monotonic() > deadline:
+                    raise
+                self._progress.note(f"{exc} Trying again.")
+                time.sleep(min(2.0, self._patience / 10))
+                continue
+            position += heard
+            if starts == 0 and heard and code not in (0, _GONE):
+                raise TargetUnavailable(
+                    f"The job cannot be started on the device (exit code {code}): {' '.join(said.split())[-400:]}. "
+                    "It needs Python 3.10 with NumPy, and room on its disk."
+                )
             if code != _GONE:
                 return code
-            self._progress.note("the job is gone, as after a restart of the device: starting it again")
-        raise TargetUnavailable(
-            f"The job on the device ended {1 + _RESTARTS} times without a result. Its memory may be too small: look at "
-            f"{home}/log there."
-        )
-
-    def _detach(self, home: str) -> None:
-        code, said = self._transport.run(self._command(home, "--detach"))
-        if code:
-            raise TargetUnavailable(
-                f"The job cannot be started on the device (exit code {code}): {' '.join(said.split())[-400:]}. "
-                "It needs Python 3.10 with NumPy, and room on its disk."
-            )
+            if starts > _RESTARTS:
+                raise TargetUnavailable(
+                    f"The job on the device ended {starts} times without a result. Its memory may be too small: look "
+                    f"at {home}/log there."
+                )
 
     def _command(self, home: str, *options: str) -> list[str]:
         return [self._python, f"{self.folder}/run.py", "--job", f"{home}/job.json", *options]

@@ -26,6 +26,10 @@ __all__ = ["LinkDropped", "LocalTransport", "SshTransport", "Transport", "check_
 
 _WORD = re.compile(r"[A-Za-z0-9_./+=:@%,-]{1,400}")
 _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.@:%-]{0,252}|\[[0-9a-fA-F:.%]+\]")
+_LINK_LOST = re.compile(
+    r"Connection (closed|reset|to .* closed)|Broken pipe|Host key verification|Permission denied \(|Could not resolve"
+    r"|Connection refused|timed out"
+)
 _LINE_BYTES = 4000
 _KEPT_BYTES = 20_000
 _RESUMED_BYTES = 1 << 20
@@ -204,18 +208,20 @@ class SshTransport:
         """Send files by sftp: resumed under a temporary name, then renamed."""
         folders = {folder, *(f"{folder}/{name}".rpartition("/")[0] for name in files)}
         made = sorted({"/".join(f.split("/")[: i + 1]) for f in folders for i in range(len(f.split("/")))})
-        self._sftp([f"-mkdir {check_word(path)}" for path in made if path])
+        mkdir = [f"-mkdir {check_word(path)}" for path in made if path]
         small = {name: path for name, path in files.items() if path.stat().st_size < _RESUMED_BYTES}
         if small:
-            self._send(small, folder, {})
+            self._send(mkdir, small, folder, {})
         for name, path in files.items():
             if name not in small:
                 part = _part(f"{folder}/{name}", path)
                 begun = self.exists(part)
-                self._send({name: path}, folder, {name: "reput" if begun else "put"})
+                self._send(mkdir, {name: path}, folder, {name: "reput" if begun else "put"})
 
-    def _send(self, files: Mapping[str, Path], folder: str, verbs: Mapping[str, str]) -> None:
-        batch, parts = [], []
+    def _send(
+        self, mkdir: Sequence[str], files: Mapping[str, Path], folder: str, verbs: Mapping[str, str]
+    ) -> None:
+        batch, parts = [*mkdir], []
         for name, source in files.items():
             target = check_word(f"{folder}/{name}")
             part = _part(target, source)
@@ -266,7 +272,8 @@ class SshTransport:
             command = ["sftp", "-q", "-b", stream.name, *self._options, "--", self.host]
             # A transfer says nothing while it goes on; a dead link is noticed by the keep-alive.
             code, said = _run(command, None, 3600.0)
-        if code == 255 or (code and "Connection closed" in said):
+        # sftp ends with 1 as well when its ssh lost the link.
+        if code == 255 or (code and _LINK_LOST.search(said)):
             raise self._explain(said)
         if code:
             raise TargetUnavailable(f"sftp to {self.host} failed: {_last(said)}.")
