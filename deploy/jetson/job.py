@@ -168,6 +168,7 @@ class Run:
         self._steps[name] = do()
         write_json(self._kept, {"key": self._key, "steps": self._steps})
         self._done += 1
+        self._say(f"{text}: done")
         return self._steps[name]
 
     def _build(self, runtime, model: Path, result: dict) -> Path:

@@ -27,6 +27,8 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE))
+# On a full disk Python leaves half of a compiled module behind, and fails on it the next time.
+sys.dont_write_bytecode = True
 
 from files import write_atomic, write_json  # noqa: E402 - after the path
 
@@ -130,9 +132,8 @@ def detach(job_path: Path, runtime: str | None, again: bool) -> int:
     for name in ("exit", "result.json"):
         if (folder / name).exists():
             (folder / name).unlink()
-    command = [sys.executable, *(["-B"] if sys.dont_write_bytecode else []), str(HERE / "run.py")]
-    # An emulated or wrapped interpreter is started the way this one was.
-    command[:1] = os.environ.get("EDGEATTN_PYTHON", sys.executable).split("\n")
+    # An interpreter behind a wrapper is started by the wrapper again, if that says where it is.
+    command = [os.environ.get("EDGEATTN_PYTHON") or sys.executable, str(HERE / "run.py")]
     command += ["--job", str(job_path), "--record"]
     command += ["--runtime", runtime] if runtime else []
     command += ["--again"] if again else []

@@ -134,7 +134,7 @@ class DeviceJobs:
         Raises:
             TargetUnavailable: If it is not what was announced.
         """
-        data = self._patiently(lambda: self._transport.get(f"{self.folder}/{name}", size_bytes))
+        data: bytes = self._patiently(lambda: self._transport.get(f"{self.folder}/{name}", size_bytes))
         if sha256_of_bytes(data) != sha256:
             raise TargetUnavailable(f"{name} came back changed: its SHA-256 is not the announced one.")
         return data

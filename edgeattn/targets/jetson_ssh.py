@@ -227,7 +227,8 @@ class _DeviceSession:
         if set(feeds) != {spec.name}:
             check_feeds(self._engine, feeds)
         stack = feeds[spec.name]
-        if not isinstance(stack, np.ndarray) or stack.ndim != len(spec.shape) or len(stack) == 0:
+        if np.ndim(stack) != len(spec.shape) or len(stack) == 0:
+            # Refused in the words that every target has for it.
             check_feeds(self._engine, feeds)
         check_feeds(self._engine, {spec.name: stack[:1]})
         at_a_time = max(1, _FEEDS_BYTES // stack[:1].nbytes)
