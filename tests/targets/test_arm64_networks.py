@@ -74,7 +74,7 @@ def test_a_whole_network_decides_as_its_graph_says(
         logits = run_session(session, photos, artifact.inputs[0].name, artifact.outputs[0].name)
     parity = compare_outputs(simulated(artifact, photos), logits)
     assert parity.n == N
-    assert parity.agreement >= 0.98
+    assert parity.agreement >= 0.95
     assert parity.sqnr_db > 20
 
 
