@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from targets.conftest import write_model
+from targets.cuda_stand_in import DoublingContext, StandInDriver
 
 from edgeattn.artifact import sha256_of_bytes, sha256_of_file, write_json
 from edgeattn.data.preprocess import normalize_pixels, resize_and_crop
@@ -368,6 +369,50 @@ def test_tensorrts_own_bindings_parse_and_build_the_kits_model(parts: Any, kit: 
     (kit / "broken.onnx").write_bytes(b"no model")
     with pytest.raises(runtimes.RuntimeFailed, match="cannot parse"):
         runtime.build_plan(kit / "broken.onnx", said.append)
+
+
+def test_a_tensorrt_engine_runs_is_timed_and_gives_everything_back(parts: Any, tmp_path: Path) -> None:
+    """With a stand-in for the driver, whose memory is this process's, and for TensorRT."""
+    runtimes, gpu = parts("runtimes"), parts("gpu")
+    driver, context = StandInDriver(), DoublingContext((1, 3))
+
+    class TensorRt:
+        __version__ = "10.3.0"
+
+        class ILogger:
+            pass
+
+        class IProfiler:
+            pass
+
+        @staticmethod
+        def Runtime(log: Any) -> Any:  # noqa: N802 - TensorRT's name
+            loaded = SimpleNamespace(create_execution_context=lambda: context)
+            return SimpleNamespace(deserialize_cuda_engine=lambda data: loaded if data == b"plan" else None)
+
+    options = {"optimization_level": 3, "tf32": True, "threads": 1}
+    runtime = runtimes.TensorRt(options, trt=TensorRt(), cuda=gpu.Cuda(driver))
+    assert runtime.key == "tensorrt-10.3.0-SM86-3-True"
+    (tmp_path / "e.plan").write_bytes(b"plan")
+    (tmp_path / "other.plan").write_bytes(b"another version's")
+    with pytest.raises(runtimes.RuntimeFailed, match="cannot open other"):
+        runtime.open(tmp_path / "other.plan", {"input": (1, 3)}, {"logits": (1, 3)})
+    with pytest.raises(runtimes.RuntimeFailed, match=r"is not \(1, 4\)"):
+        runtime.open(tmp_path / "e.plan", {"input": (1, 4)}, {"logits": (1, 3)})
+    runtime.open(tmp_path / "e.plan", {"input": (1, 3)}, {"logits": (1, 3)})
+    feeds = {"input": np.array([[1, 2, 3]], np.float32)}
+    np.testing.assert_array_equal(runtime.infer(feeds)["logits"], [[2, 4, 6]])
+    plan = {"warmup_runs": 1, "min_runs": 3, "min_seconds": 5.0}
+    assert runtime.time(feeds, plan) == [250_000] * 3
+    assert runtime.layers(feeds, 2) == [{"name": "double", "latency_us": 500.0}]
+    context.works = False
+    with pytest.raises(runtimes.RuntimeFailed, match="failed to run"):
+        runtime.infer(feeds)
+    runtime.close()
+    assert not driver.live
+    assert not driver.buffers
+    with pytest.raises(gpu.CudaError, match="cuInit failed with CUDA error 700"):
+        gpu.Cuda(StandInDriver(failing="cuInit"))
 
 
 def test_tensorrt_before_10_is_refused(parts: Any) -> None:
