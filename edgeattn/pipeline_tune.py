@@ -43,7 +43,14 @@ _CLASSES = 1000
 ROUNDS = 16
 _TIMING = TimingPlan(warmup_runs=10, min_runs=256, min_seconds=3.0)
 # Ranges alone: what is timed does not depend on how good they are.
-_PLAIN = PtqConfig(nncf=False, range_estimator="minmax", equalization=False, importance=False, tuning_steps=0)
+_PLAIN = PtqConfig(
+    nncf=False,
+    range_estimator="minmax",
+    equalization=False,
+    importance=False,
+    headroom=False,
+    tuning_steps=0,
+)
 
 
 def tune(

@@ -41,6 +41,13 @@ class PtqConfig(BaseModel):
         bool,
         Field(description="Search ranges again, errors weighted by what the network's answer depends on."),
     ] = True
+    headroom: Annotated[
+        bool,
+        Field(
+            description="Widen the weight scales of channels whose 16-bit sums would saturate in x86 kernels "
+            "without VNNI. false: every CPU that runs the result has VNNI, or is no x86."
+        ),
+    ] = True
     tuning_steps: Annotated[
         int,
         Field(
