@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from edgeattn.cli_errors import handle_errors, set_debug
+from edgeattn.cli_kit import KIT_EXAMPLES, kit
 from edgeattn.cli_options import (
     JsonOption,
     QuickOption,
@@ -19,6 +20,7 @@ from edgeattn.cli_options import (
     split_names,
 )
 from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
+from edgeattn.cli_setup import setup_app
 
 __all__ = ["app", "main"]
 
@@ -276,6 +278,8 @@ def tune(
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)
+app.add_typer(setup_app)
+app.command(epilog=KIT_EXAMPLES)(kit)
 
 
 @app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))

@@ -63,7 +63,7 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StandInEntryPoint]
 
 
 def test_this_packages_targets() -> None:
-    assert targets.names() == ("ort-cpu", "openvino-cpu", "tensorrt-rtx", "tensorrt")
+    assert targets.names() == ("ort-cpu", "openvino-cpu", "tensorrt-rtx", "tensorrt", "jetson-ssh", "arm64")
     for status in list_targets():
         json.dumps(status.to_json(), allow_nan=False)
 
