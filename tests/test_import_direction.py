@@ -30,6 +30,7 @@ LAYERS = (
     "recipe",
     "report",
     "pipeline",
+    "kit",
     "cli",
 )
 TOP = {"__init__", "__main__", "readme"}  # these gather what is below, as the command line does

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from edgeattn.train.config import TrainConfig
 
@@ -69,3 +69,10 @@ class QuantConfig(BaseModel):
     qat: TrainConfig = TrainConfig(
         epochs=2, learning_rate=1e-4, warmup_epochs=0.0, freeze_batch_norm=True, distillation_weight=0.5
     )
+
+    @field_validator("qat")
+    @classmethod
+    def _fixed_size(cls, value: TrainConfig) -> TrainConfig:
+        if value.start_size is not None:
+            raise ValueError("qat trains the edge form, whose size is fixed: start_size is for train only")
+        return value
