@@ -164,7 +164,7 @@ function nearest(rgba, width, height, newWidth, newHeight, left, top, size) {
 export function resizeAndCrop(rgba, width, height, preprocess) {
   const { size, interpolation } = preprocess;
   const [newWidth, newHeight] = resizedSize(width, height, preprocess);
-  if (newWidth * newHeight > MAX_IMAGE_PIXELS) {
+  if (newWidth * Math.max(height, newHeight) > MAX_IMAGE_PIXELS) {
     throw new RangeError(`An image of ${width} x ${height} pixels is too elongated. Crop it and try again.`);
   }
   const left = roundHalfEven((newWidth - size) / 2);
