@@ -20,6 +20,7 @@ from edgeattn.quant.calibrate import (
 )
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.extents import with_extents
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
@@ -105,7 +106,7 @@ def make_plan(
         changed = tune_plan(graph, plan, profile, place, learned_from, config.tuning_steps, part)
         plan = _climb(ladder, meter, f"tuning of biases and ranges: {profile}", plan, changed, start)
     counter.finish()
-    return plan.model_copy(update={"ladder": ladder})
+    return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)
 
 
 def _climb(
