@@ -169,4 +169,5 @@ class _JointCoord(EdgeForm):
         gates = self.sigmoid(self.conv(self.act(self.bn1(self.conv1(joined)))))  # (N, 2C, H + W, 1)
         gate_h = gates.narrow(1, 0, channels).narrow(2, 0, height)
         gate_w = gates.narrow(1, channels, channels).narrow(2, height, width)
-        return x * gate_w.reshape(-1, channels, 1, width) * self.apply_factor(gate_h)
+        gated: torch.Tensor = x * gate_w.reshape(-1, channels, 1, width) * self.apply_factor(gate_h)
+        return gated

@@ -8,6 +8,7 @@ import numpy as np
 from onnx import NodeProto
 
 from edgeattn.export.extents import read_extents
+from edgeattn.lower.gates import source_of
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["bound_extents"]
@@ -62,6 +63,9 @@ def bound_extents(graph: Graph) -> dict[str, float]:
 
 def _bound(graph: Graph, node: NodeProto, known: Mapping[str, float]) -> float | None:
     if node.op_type == "DequantizeLinear":
+        source = source_of(graph, node.output[0])
+        if source in known:
+            return known[source]
         scale = graph.constant(node.input[1])
         return None if scale is None else float(np.abs(scale).max(initial=0.0)) * 256
     if node.op_type in _BOUNDED:

@@ -119,7 +119,8 @@ def _remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
     """Return the nodes that are float32 and can be float16, and those whose values forbid it."""
     extents = bound_extents(graph)
     types = graph.element_types()
-    chosen, kept = [], []
+    chosen: list[NodeProto] = []
+    kept: list[NodeProto] = []
     for node in graph.nodes:
         if node.op_type in _FREE or types.get(node.output[0]) != "float32":
             continue
