@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 import typer
 
 from edgeattn.cli_errors import handle_errors, set_debug
+from edgeattn.cli_lint import LINT_EXAMPLES, lint
 from edgeattn.cli_options import (
     JsonOption,
     QuickOption,
@@ -276,6 +277,7 @@ def tune(
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)
+app.command(epilog=LINT_EXAMPLES)(lint)
 
 
 @app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))

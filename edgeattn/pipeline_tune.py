@@ -260,7 +260,7 @@ class _CountingSearch(_Search):
                 f"{self.target.name} cannot run here, and its build lists no kernels: nothing to rank by."
             )
         # Kernels decide; bytes only between equals, so they weigh less than one kernel together.
-        return float(details["kernels"]) + details["coverage"]["bytes_moved"] * 1e-12
+        return float(details["kernels"] + details["coverage"]["bytes_moved"] * 1e-12)
 
 
 def _id(choice: _Choice) -> str:

@@ -21,7 +21,7 @@ from onnx import NodeProto, TensorProto, helper
 from edgeattn.lower.extents import bound_extents
 from edgeattn.onnx_graph import Graph
 
-__all__ = ["FLOAT32_KEY", "HalfRemainder", "float32_nodes", "is_int8"]
+__all__ = ["FLOAT32_KEY", "HalfRemainder", "float32_nodes", "is_int8", "remainder"]
 
 FLOAT32_KEY = "edgeattn.float32"
 """Metadata entry: names of the nodes that stay float32 because of their values, separated by spaces."""
@@ -50,7 +50,7 @@ class HalfRemainder:
         """Insert the casts."""
         if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
             return False
-        chosen, kept = _remainder(graph)
+        chosen, kept = remainder(graph)
         if kept:
             graph.metadata[FLOAT32_KEY] = " ".join(node.name or node.output[0] for node in kept)
         if chosen:
@@ -63,7 +63,7 @@ class HalfRemainder:
         if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
             return ""
         named = set(float32_nodes(graph))
-        left = [node for node in _remainder(graph)[0] if (node.name or node.output[0]) not in named]
+        left = [node for node in remainder(graph)[0] if (node.name or node.output[0]) not in named]
         return f"{left[0].name or left[0].output[0]!r} is left in float32" if left else ""
 
 
@@ -115,7 +115,7 @@ def _follows(graph: Graph, node: NodeProto) -> bool:
     )
 
 
-def _remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
+def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
     """Return the nodes that are float32 and can be float16, and those whose values forbid it."""
     extents = bound_extents(graph)
     types = graph.element_types()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from edgeattn.lower.align_channels import AlignChannels
 from edgeattn.lower.base import LoweringPass
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
@@ -17,7 +18,7 @@ __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
 _OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates())
-_TENSORRT: tuple[LoweringPass, ...] = (FloatGates(), HalfRemainder())
+_TENSORRT: tuple[LoweringPass, ...] = (FloatGates(), AlignChannels(), HalfRemainder())
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),

@@ -103,9 +103,15 @@ def _gate_cost(gate: set[str], layers: Sequence[LoggedLayer]) -> tuple[int, int]
 
     A kernel in front that also computes nodes of the network itself would be there without the gate.
     """
-    touched = [layer for layer in layers if gate & {*layer.nodes}]
-    if not touched:
+    places = [index for index, layer in enumerate(layers) if gate & {*layer.nodes}]
+    if not places:
         return 0, 0
+    # A kernel that names no node moves data for its neighbours.
+    touched = [
+        layer
+        for index, layer in enumerate(layers)
+        if index in places or (places[0] < index < places[-1] and not layer.nodes)
+    ]
     fused_in_front = bool({*touched[0].nodes} - gate)
     return len(touched) - fused_in_front, sum(layer.is_reformat for layer in touched)
 
