@@ -9,6 +9,7 @@ import typer
 
 from edgeattn.cli_errors import handle_errors, set_debug
 from edgeattn.cli_kit import KIT_EXAMPLES, kit
+from edgeattn.cli_lint import LINT_EXAMPLES, lint
 from edgeattn.cli_options import (
     JsonOption,
     QuickOption,
@@ -280,6 +281,7 @@ def tune(
 app.command(epilog=PROFILE_EXAMPLES)(profile)
 app.add_typer(setup_app)
 app.command(epilog=KIT_EXAMPLES)(kit)
+app.command(epilog=LINT_EXAMPLES)(lint)
 
 
 @app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))

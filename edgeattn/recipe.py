@@ -209,6 +209,13 @@ class Accept(BaseModel):
     sqnr_db_min: Annotated[
         float | None, Field(ge=-50, le=200, description="Signal to quantization noise of the outputs.")
     ] = None
+    int8_coverage_min: Annotated[
+        Share | None,
+        Field(
+            description="Share of the layers with weights, gates left out, that run in INT8, on targets that tell "
+            "without running: TensorRT's two. 1 also forbids float32 kernels before the last layer."
+        ),
+    ] = None
     speedup_min: Annotated[
         float | None, Field(gt=0, le=1000, description="FP32 p50 over INT8 p50, where both were timed.")
     ] = None

@@ -21,6 +21,7 @@ __all__ = [
     "EcaBandedConv",
     "Max",
     "Mean",
+    "StackedConv",
     "TransposedConvBn",
     "check_kernel_size",
     "make_average",
@@ -220,6 +221,24 @@ class DoubledBiasConv(DerivedConv2d):
     def derived_bias(self) -> torch.Tensor | None:
         """Return twice the bias."""
         return None if self.bias is None else self.bias * 2.0
+
+
+class StackedConv(DerivedConv2d):
+    """Two 1x1 convolutions of one map as one, their outputs behind each other; (N, M, H, W) -> (N, 2C, H, W)."""
+
+    def __init__(self, first: nn.Conv2d, second: nn.Conv2d) -> None:
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def derived_weight(self) -> torch.Tensor:
+        """Return both weights, shape (2C, M, 1, 1)."""
+        return torch.cat([self.first.weight, self.second.weight])
+
+    def derived_bias(self) -> torch.Tensor | None:
+        """Return both biases, shape (2C,)."""
+        first, second = self.first.bias, self.second.bias
+        return None if first is None or second is None else torch.cat([first, second])
 
 
 class ChannelMeanConv(DerivedConv2d):

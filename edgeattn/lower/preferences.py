@@ -25,11 +25,12 @@ _CPU = MappingProxyType(
         "cbam": "short_axis_pool",
     }
 )
-# TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing.
+# TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing. Joined gates of
+# Coordinate Attention are 5 kernels with float16 inside; two branches, or two convolutions behind a split, are 8.
 _TENSORRT = MappingProxyType(
     {
         "eca": "banded_conv_mean",
-        "coord": "concat_reshape_mean",
+        "coord": "joint_mean",
         "triplet": "banded_mean",
         "se": "mean_conv",
         "cbam": "mean_conv",

@@ -20,6 +20,7 @@ from edgeattn.quant.calibrate import (
 )
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.extents import with_extents
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.headroom import leave_headroom
 from edgeattn.quant.importance import weighted_statistics
@@ -115,7 +116,7 @@ def make_plan(
         # Other ranges, other integers.
         plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
     counter.finish()
-    return plan.model_copy(update={"ladder": ladder})
+    return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)
 
 
 def _climb(
