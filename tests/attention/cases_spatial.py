@@ -1,0 +1,9 @@
+"""Cases of the spatial mechanisms."""
+
+from __future__ import annotations
+
+from attention_case import Case
+
+__all__ = ["CASES"]
+
+CASES: dict[str, Case] = {}
