@@ -11,11 +11,14 @@ is `edgeattn.models.heads`; this module shares one input and adds it once. The r
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import nn
 
 from edgeattn.attention.base import EdgeForm
 from edgeattn.attention.mapwise import Additive, GammaConv, attend, check_count
+from edgeattn.errors import RecipeError
 
 __all__ = ["DualAttention"]
 
@@ -98,6 +101,7 @@ class _DualEdge(EdgeForm):
 
     def __init__(self, source: DualAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
+        self.layout: Literal["rows", "columns"] = "rows" if form == "rows" else "columns"
         self.pam: _Position | None = None
         self.cam = None if source.cam is None else _Channel(source.cam.gamma)
         if source.pam is not None:
@@ -117,7 +121,7 @@ class _DualEdge(EdgeForm):
             query, key = self.pam.query_conv(x), self.pam.key_conv(x)
             inner = (-1, query.shape[1], positions)
             value = self.pam.value_conv(x).reshape(-1, self.channels, positions)
-            y = y + attend(query.reshape(inner), key.reshape(inner), value, layout="columns").reshape(whole)
+            y = y + attend(query.reshape(inner), key.reshape(inner), value, layout=self.layout).reshape(whole)
         if self.cam is not None:
             flat = x.reshape(-1, self.channels, positions)
             # Minus sign on the small (C, C) result; the runtimes' softmax subtracts the maximum itself.

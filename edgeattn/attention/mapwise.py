@@ -1,23 +1,22 @@
-"""Parts that mechanisms over positions share: bases for sums and replaced layers, dot products, checks."""
+"""Parts that mechanisms over maps share: the base of those that add, dot products, static sizes, checks."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import ClassVar, Literal
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-from edgeattn.attention.base import Attention
+from edgeattn.attention.base import Attention, EdgeForm
 from edgeattn.attention.layers import DerivedConv2d
-from edgeattn.errors import ModelError, RecipeError
+from edgeattn.errors import ModelError, RecipeError, close_matches_hint
 
 __all__ = [
     "Additive",
     "FixedAverage",
     "FixedResize",
     "GammaConv",
-    "Replacement",
     "ScaledConv",
     "attend",
     "average_matrix",
@@ -25,7 +24,9 @@ __all__ = [
     "check_divides",
     "check_min_size",
     "check_number",
+    "check_choice",
     "conv_norm",
+    "map_size",
     "resize",
     "zero_layer",
 ]
@@ -84,11 +85,31 @@ def check_min_size(kind: str, height: int, width: int, smallest: int, why: str) 
         )
 
 
+def check_choice(kind: str, option: str, value: str, known: tuple[str, ...]) -> str:
+    """Return `value` if it is one of `known`.
+
+    Raises:
+        RecipeError: Otherwise, with the closest.
+    """
+    if value not in known:
+        raise RecipeError(f"{option} of {kind} cannot be {value!r}. {close_matches_hint(str(value), known)}")
+    return value
+
+
+def map_size(module: nn.Module, x: torch.Tensor) -> tuple[int, int]:
+    """Return height and width of `x`; constants in an edge form, so that a trace holds no shapes."""
+    if isinstance(module, EdgeForm):
+        return module.height, module.width
+    return x.shape[2], x.shape[3]
+
+
 class Additive(Attention):
     """Base of mechanisms that add to their input: ``x + f(x)``.
 
-    They start as the identity by a zero last layer of f, with a gain of one that never changes.
+    They start as the identity by a zero last layer of f; the gain has no meaning and stays 1.
     """
+
+    absorbs_input_scale: ClassVar[bool] = False
 
     def _zero_output(self) -> None:
         """Zero the last layer of f, in place."""
@@ -98,32 +119,14 @@ class Additive(Attention):
         self._zero_output()
         return 1.0
 
-    def map_reading_weights(self) -> list[torch.Tensor]:
-        """Return none: the sum is not homogeneous in its input."""
-        return []
-
     def absorb(self, input_scale: float, gain: float = 1.0) -> float:
-        """Return 1 for the only case that there is: nothing to absorb.
+        """Return 1: there is no gain to hand on.
 
         Raises:
-            ModelError: If another scale or gain than 1 is asked for.
+            ModelError: If the input is to be scaled: what is added would have to be, too.
         """
-        if input_scale != 1.0 or gain != 1.0:
-            raise ModelError(
-                f"{self.kind} adds to its input and cannot absorb a scale of {input_scale:g} or a gain of "
-                f"{gain:g}; only 1 is possible."
-            )
+        super().absorb(input_scale, 1.0)
         return 1.0
-
-
-class Replacement(Additive):
-    """Base of mechanisms that stand in a convolution's place and pass none of their input on."""
-
-    def _zero_output(self) -> None:
-        raise RecipeError(
-            f"{self.kind} replaces a convolution and cannot start as the identity. "
-            "Insert it with identity=False (identity_start: false), or train from scratch."
-        )
 
 
 def zero_layer(layer: nn.Module) -> None:
