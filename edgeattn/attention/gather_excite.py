@@ -24,6 +24,7 @@ from torch.nn import functional
 
 from edgeattn.attention.base import Attention
 from edgeattn.attention.layers import check_positive, make_average
+from edgeattn.attention.mapwise import map_size
 from edgeattn.errors import RecipeError, close_matches_hint
 
 __all__ = ["GatherExcite"]
@@ -85,7 +86,7 @@ class GatherExcite(Attention):
         """Gate `x`; see `edgeattn.attention.base.StaticEdge`."""
         gate = self.apply_factor(self.excite(self.gather(x)).sigmoid())
         if not self.is_global:
-            gate = functional.interpolate(gate, size=(x.shape[2], x.shape[3]), mode="nearest")
+            gate = functional.interpolate(gate, size=map_size(self, x), mode="nearest")
         return x * gate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -19,6 +19,7 @@ from torch import nn
 
 from edgeattn.attention.base import Attention
 from edgeattn.attention.layers import make_average
+from edgeattn.attention.mapwise import map_size
 
 __all__ = ["GatedChannelTransformation"]
 
@@ -40,7 +41,8 @@ class GatedChannelTransformation(Attention):
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Gate `x`; see `edgeattn.attention.base.StaticEdge`."""
-        area = x.shape[2] * x.shape[3]
+        height, width = map_size(self, x)
+        area = height * width
         root = (self.pool(x * x) + _EPS / area).sqrt()
         embedding = root * (self.alpha * math.sqrt(area))
         spread = ((embedding * embedding).mean(1, keepdim=True) + _EPS).sqrt()

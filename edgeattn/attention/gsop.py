@@ -17,6 +17,7 @@ from torch import nn
 
 from edgeattn.attention.base import Attention
 from edgeattn.attention.layers import check_positive, make_average
+from edgeattn.attention.mapwise import map_size
 
 __all__ = ["SecondOrderPooling"]
 
@@ -53,7 +54,8 @@ class SecondOrderPooling(Attention):
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Gate `x`; see `edgeattn.attention.base.StaticEdge`."""
-        area = x.shape[2] * x.shape[3]
+        height, width = map_size(self, x)
+        area = height * width
         z = self.relu(self.reduce_bn(self.reduce(x)))
         z = (z - self.pool(z)).reshape(-1, self.rows, area)
         covariance = torch.matmul(z, z.transpose(1, 2)) * (1.0 / area)

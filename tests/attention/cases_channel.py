@@ -180,7 +180,7 @@ CASES: dict[str, Case] = {
     "ge": Case(
         ge,
         variants=({}, {"extent": 2, "variant": "theta"}, {"extent": 4}),
-        operations=frozenset({"Resize"}),
+        operations=frozenset({"Resize", "Shape"}),
         bad=(
             (8, {"extent": 3}, "power of two"),
             (8, {"extent": "global"}, "'theta_minus' alone"),
