@@ -373,7 +373,7 @@ def _tax(target: Target, in_network: Quantized | None, no_tax: str, bench: Bench
         engine = build(bench, target, in_network, "network")
     except EdgeAttnError as exc:
         return {"tax": None, "tax_interval": None, "no_tax_reason": _one_line(exc)}
-    image = bench.inputs([spec for spec in engine.inputs[0].shape], 3)[0]
+    image = bench.inputs(list(engine.inputs[0].shape), 3)[0]
     engines = {"bare": bench.bare_engine(target), "with": engine}
     with _sessions(target, engines, bench.settings.threads) as sessions:
         comparison = compare_latency(
