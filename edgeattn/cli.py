@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeattn.cli_catalogue import CATALOGUE_EXAMPLES, catalogue
 from edgeattn.cli_errors import handle_errors, set_debug
 from edgeattn.cli_options import (
     JsonOption,
@@ -276,6 +277,7 @@ def tune(
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)
+app.command(epilog=CATALOGUE_EXAMPLES)(catalogue)
 
 
 @app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))

@@ -194,7 +194,9 @@ class Attention(Mechanism):
             ModelError: If the gates depend on the scale of the map in a way that no weight undoes.
         """
         if input_scale != 1.0 and not self.absorbs_input_scale:
-            raise ModelError(f"The attention {self.kind!r} cannot undo a scale of its input, got {input_scale:g}.")
+            raise ModelError(
+                f"The attention {self.kind!r} cannot undo a scale of its input, got {input_scale:g}."
+            )
         with torch.no_grad():
             for weight in self.map_reading_weights():
                 weight.div_(input_scale)

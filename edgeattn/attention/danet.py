@@ -77,8 +77,7 @@ class DualAttention(Additive):
         flat = x.flatten(2)
         if self.pam is not None:
             query, key, value = (
-                layer(x).flatten(2)
-                for layer in (self.pam.query_conv, self.pam.key_conv, self.pam.value_conv)
+                layer(x).flatten(2) for layer in (self.pam.query_conv, self.pam.key_conv, self.pam.value_conv)
             )
             y = y + self.pam.gamma * attend(query, key, value).reshape(x.shape)
         if self.cam is not None:
@@ -109,9 +108,7 @@ class _DualEdge(EdgeForm):
             if not isinstance(value, nn.Conv2d):
                 raise TypeError(f"pam.value_conv was replaced by {type(value).__name__}.")
             gamma = source.pam.gamma
-            self.pam = _Position(
-                source.pam.query_conv, source.pam.key_conv, GammaConv(value, gamma), gamma
-            )
+            self.pam = _Position(source.pam.query_conv, source.pam.key_conv, GammaConv(value, gamma), gamma)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_size(x)

@@ -154,7 +154,11 @@ def conv_norm(
 
 
 def attend(
-    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *, layout: Literal["rows", "columns"] = "rows"
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    layout: Literal["rows", "columns"] = "rows",
 ) -> torch.Tensor:
     """Return softmax-weighted values, for queries, keys and values laid out as channels x positions.
 

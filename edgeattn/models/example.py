@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -12,7 +11,7 @@ from torch import nn
 
 from edgeattn.attention import attentions, create_attention, mechanism_class
 
-__all__ = ["Example", "make_example", "wake"]
+__all__ = ["Example", "InBlock", "make_example", "wake"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,6 +31,25 @@ class Example:
     module: nn.Module
     inputs: tuple[Any, ...]
     bare: nn.Module | None = None
+
+
+class InBlock(nn.Module):
+    """A mechanism (``attention``) before the 1x1 convolution (``projection``) that reads it.
+
+    Attributes:
+        in_channels: Of the map that it takes.
+    """
+
+    def __init__(self, attention: nn.Module | None, projection: nn.Conv2d) -> None:
+        super().__init__()
+        self.in_channels = projection.in_channels
+        self.attention = attention
+        self.projection = projection
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute both for `x`, shape (N, C, H, W)."""
+        y: torch.Tensor = self.projection(x if self.attention is None else self.attention(x))
+        return y
 
 
 def make_example(name: str, channels: int = 32, size: int = 14, *, seed: int = 0, **options: Any) -> Example:
@@ -62,11 +80,11 @@ def make_example(name: str, channels: int = 32, size: int = 14, *, seed: int = 0
             module = mechanism_class(name)(channels, channels, **options)
         projection = nn.Conv2d(channels, channels, 1)
         return Example(
-            network=nn.Sequential(OrderedDict([("attention", module), ("projection", projection)])),
+            network=InBlock(module, projection),
             input_shape=(1, channels, size, size),
             module=module,
             inputs=(torch.randn(2, channels, size, size),),
-            bare=nn.Sequential(OrderedDict([("projection", projection)])),
+            bare=InBlock(None, projection),
         )
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-__all__ = ["Array", "Case", "Weights", "matrix", "norm", "sigmoid"]
+__all__ = ["Array", "Case", "Weights", "convolve", "matrix", "norm", "sigmoid"]
 
 Array = npt.NDArray[np.float64]
 Weights = Mapping[str, Array]
