@@ -14,8 +14,8 @@ from edgeattn.errors import ModelError, RecipeError, close_matches_hint
 
 __all__ = [
     "Additive",
+    "ConstantConv",
     "FixedAverage",
-    "FixedResize",
     "GammaConv",
     "ScaledConv",
     "attend",
@@ -182,6 +182,44 @@ def attend(
     return (weights @ value.transpose(-1, -2)).transpose(-1, -2)
 
 
+class ConstantConv(DerivedConv2d):
+    """A grouped convolution whose weight is a constant, not a Parameter and in no state dict.
+
+    Args:
+        weight: (out, in / groups, kh, kw).
+        groups: Of the convolution.
+        padding: Rows and columns.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, weight: torch.Tensor, *, groups: int = 1, padding: tuple[int, int] = (0, 0)) -> None:
+        super().__init__()
+        self.register_buffer("weight", weight, persistent=False)
+        self.groups = groups
+        self.padding = padding
+
+    def derived_weight(self) -> torch.Tensor:
+        """Return the constant."""
+        return self.weight
+
+    def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
+        """Convolve `x` in groups."""
+        return functional.conv2d(x, weight, bias, padding=self.padding, groups=self.groups)
+
+    def to_conv2d(self) -> nn.Conv2d:
+        """Return an ordinary convolution that holds a copy of the constant."""
+        out, per_group, *kernel = self.weight.shape
+        conv = nn.Conv2d(
+            per_group * self.groups, out, (kernel[0], kernel[1]), padding=self.padding, groups=self.groups,
+            bias=False, device=self.weight.device, dtype=self.weight.dtype,
+        )  # fmt: skip
+        with torch.no_grad():
+            conv.weight.copy_(self.weight)
+        conv.train(self.training)
+        return conv
+
+
 class ScaledConv(DerivedConv2d):
     """A convolution with weight and bias times a constant: the scale of a dot product, for free."""
 
@@ -252,25 +290,6 @@ class FixedAverage(nn.Module):
             pooled: torch.Tensor = self.pool(x)
             return pooled
         return torch.matmul(self.left, torch.matmul(x, self.right))
-
-
-class FixedResize(nn.Module):
-    """Interpolation to one size; nothing where the map has that size already.
-
-    Args:
-        height: Rows of the result.
-        width: Columns of the result.
-        mode: ``"bilinear"`` (pixel centres, no corner alignment) or ``"nearest"``.
-    """
-
-    def __init__(self, height: int, width: int, mode: Literal["bilinear", "nearest"]) -> None:
-        super().__init__()
-        self.size = (height, width)
-        self.mode = mode
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Resize `x`, (N, C, h, w) -> (N, C, height, width)."""
-        return resize(x, self.size, self.mode)
 
 
 def resize(x: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:

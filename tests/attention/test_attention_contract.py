@@ -13,6 +13,7 @@ from typing import Any
 import cases_branch
 import cases_channel
 import cases_channel_spatial
+import cases_map_gates
 import cases_spatial
 import numpy as np
 import onnx
@@ -27,6 +28,7 @@ from edgeattn.errors import ModelError, RecipeError
 CASES = {
     **cases_channel.CASES,
     **cases_spatial.CASES,
+    **cases_map_gates.CASES,
     **cases_channel_spatial.CASES,
     **cases_branch.CASES,
 }

@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import cases_branch
+import cases_map_gates
+import cases_spatial
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,7 @@ from edgeattn.attention.base import ConvolutionAttention
 from edgeattn.errors import ModelError, RecipeError
 from edgeattn.models import create_model, insert_attention, replace_convolutions, to_edge_form
 
-CASES = {**cases_branch.CONVOLUTIONS}
+CASES = {**cases_branch.CONVOLUTIONS, **cases_spatial.CONVOLUTIONS, **cases_map_gates.CONVOLUTIONS}
 KINDS = tuple(name for name in attentions if attentions.get(name).contract == "convolution")
 FORMS = [(kind, form) for kind in KINDS for form in attentions.get(kind).edge_forms]
 
@@ -52,7 +54,7 @@ def test_float_form_equals_the_paper(kind: str) -> None:
 @pytest.mark.parametrize(("kind", "form"), FORMS)
 def test_edge_form_is_exact_and_shares_parameters(kind: str, form: str) -> None:
     for options in CASES[kind].variants:
-        for height, width in ((5, 6), (7, 9), (1, 1)):
+        for height, width in CASES[kind].sizes:
             module = make(kind, **options)
             edge = module.edge_form(height, width, form)
             for batch in (1, 2):
