@@ -138,6 +138,8 @@ def measure_row(name: str, bench: Bench) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         example = make_example(name, settings.channels, settings.size, seed=settings.seed)
         network = _trained_like(example.network, example.input_shape)
+        # The mechanism before one convolution, or all of the network that stands for it.
+        row["measured"] = "module" if example.bare is not None else "network"
         row["parameters"] = count_parameters(example.module)
         row["network_parameters"] = count_parameters(network)
         row["input_shape"] = list(example.input_shape)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -35,7 +36,7 @@ def check_levels(kind: str, maps: Sequence[torch.Tensor], channels: Sequence[int
     )
     halves = fits and all(
         (fine[2] + 1) // 2 == coarse[2] and (fine[3] + 1) // 2 == coarse[3]
-        for fine, coarse in zip(got, got[1:], strict=False)
+        for fine, coarse in itertools.pairwise(got)
     )
     if not halves:
         raise ModelError(

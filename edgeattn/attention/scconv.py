@@ -63,9 +63,7 @@ class SelfCalibratedConvolution(ConvolutionAttention):
         half, half_out, groups = in_channels // 2, out_channels // 2, max(1, groups // 2)
 
         def last() -> nn.Conv2d:
-            return nn.Conv2d(
-                half, half_out, kernel_size, stride, kernel_size // 2, groups=groups, bias=False
-            )
+            return nn.Conv2d(half, half_out, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
 
         self.k1 = last()
         self.pool = nn.AvgPool2d(pooling_ratio)

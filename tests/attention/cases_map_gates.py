@@ -25,9 +25,7 @@ def bam(x: Array, w: Weights, options: Options) -> Array:
     y = np.maximum(norm(pointwise(x, w, f"{s}conv_reduce0"), w, f"{s}bn_reduce0"), 0.0)
     for i in range(layers):
         key = f"{s}conv_di_{i}"
-        y = convolve(
-            y, w[f"{key}.weight"], w[f"{key}.bias"], padding=(dilation, dilation), dilation=dilation
-        )
+        y = convolve(y, w[f"{key}.weight"], w[f"{key}.bias"], padding=(dilation, dilation), dilation=dilation)
         y = np.maximum(norm(y, w, f"{s}bn_di_{i}"), 0.0)
     of_place = pointwise(y, w, f"{s}conv_final")
     return x + x * sigmoid(of_channel[:, :, None, None] + of_place)
@@ -60,7 +58,9 @@ def simam(x: Array, w: Weights, options: Options) -> Array:
             plane = x[n, c]
             deviations = [(float(value) - float(plane.mean())) ** 2 for value in plane.reshape(-1)]
             variance = math.fsum(deviations) / max(1, len(deviations) - 1)
-            energy = np.array(deviations).reshape(plane.shape) / (4 * (variance + options.get("e_lambda", 1e-4)))
+            energy = np.array(deviations).reshape(plane.shape) / (
+                4 * (variance + options.get("e_lambda", 1e-4))
+            )
             out[n, c] = plane * sigmoid(energy + 0.5)
     return out
 
@@ -163,7 +163,11 @@ def residual_attention(x: Array, w: Weights, options: Options) -> Array:
 
 
 def scconv(x: Array, w: Weights, options: Options) -> Array:
-    r, stride, groups = options["pooling_ratio"], options.get("stride", 1), max(1, options.get("groups", 1) // 2)
+    r, stride, groups = (
+        options["pooling_ratio"],
+        options.get("stride", 1),
+        max(1, options.get("groups", 1) // 2),
+    )
     half = x.shape[1] // 2
     x1, x2 = x[:, :half], x[:, half:]
     pooled = np.zeros((x.shape[0], half, x.shape[2] // r, x.shape[3] // r))
@@ -177,7 +181,9 @@ def scconv(x: Array, w: Weights, options: Options) -> Array:
         context = context[:, :, rows][:, :, :, columns]
     else:
         context = _bilinear_resize(context, *x.shape[2:])
-    gated = norm(convolve(x1, w["k3.0.weight"], padding=(1, 1), groups=groups), w, "k3.1") * sigmoid(x1 + context)
+    gated = norm(convolve(x1, w["k3.0.weight"], padding=(1, 1), groups=groups), w, "k3.1") * sigmoid(
+        x1 + context
+    )
     last = [
         convolve(part, w[f"{key}.weight"], stride=stride, padding=(1, 1), groups=groups)
         for part, key in ((gated, "k4"), (x2, "k1"))
@@ -192,7 +198,10 @@ CASES: dict[str, Case] = {
         trained_options={"reduction": 2},
         # The batch norm takes a bias before it out again.
         idle=("fc_0.bias", "reduce0.bias", "di_0.bias", "di_1.bias"),
-        bad=((8, {"reduction": 0}, "reduction of bam must be"), (8, {"dilation": 0}, "dilation of bam must be")),
+        bad=(
+            (8, {"reduction": 0}, "reduction of bam must be"),
+            (8, {"dilation": 0}, "dilation of bam must be"),
+        ),
     ),
     "scse": Case(
         scse,
@@ -212,13 +221,19 @@ CASES: dict[str, Case] = {
         sizes=((5, 4), (1, 3), (1, 1)),
         operations=MATMUL | {"Neg"},
         idle=("key_conv.bias",),
-        bad=((8, {"position": False, "channel": False}, "computes nothing"), (8, {"reduction": 0}, "reduction")),
+        bad=(
+            (8, {"position": False, "channel": False}, "computes nothing"),
+            (8, {"reduction": 0}, "reduction"),
+        ),
     ),
     "residual_attention": Case(
         residual_attention,
         variants=({}, {"depth": 2, "mask_units": 2}, {"trunk_units": 2}),
         operations=frozenset(["Resize", "BatchNormalization"]),
-        bad=((8, {"depth": 0}, "depth of residual_attention must be"), (8, {"trunk_units": -1}, "at least 0")),
+        bad=(
+            (8, {"depth": 0}, "depth of residual_attention must be"),
+            (8, {"trunk_units": -1}, "at least 0"),
+        ),
     ),
     "strip": Case(
         strip,
@@ -243,6 +258,9 @@ CONVOLUTIONS: dict[str, Case] = {
             {"pooling_ratio": 3, "groups": 4},
         ),
         sizes=((5, 6), (7, 9), (4, 4)),
-        bad=((12, {"pooling_ratio": 0}, "pooling_ratio of scconv"), (12, {"upsample": "cubic"}, "cannot be 'cubic'")),
+        bad=(
+            (12, {"pooling_ratio": 0}, "pooling_ratio of scconv"),
+            (12, {"upsample": "cubic"}, "cannot be 'cubic'"),
+        ),
     ),
 }

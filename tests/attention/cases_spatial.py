@@ -25,7 +25,9 @@ def pointwise(x: Array, w: Weights, key: str) -> Array:
     weight, bias = matrix(w, key)
     out = np.zeros((x.shape[0], weight.shape[0], *x.shape[2:]))
     for position in np.ndindex(*x.shape[2:]):
-        out[(slice(None), slice(None), *position)] = x[(slice(None), slice(None), *position)] @ weight.T + bias
+        out[(slice(None), slice(None), *position)] = (
+            x[(slice(None), slice(None), *position)] @ weight.T + bias
+        )
     return out
 
 
@@ -34,7 +36,11 @@ def _places(x: Array) -> list[tuple[int, int]]:
 
 
 def look(
-    query: Array, key: Array, value: Array, seen: Callable[[int, int], list[tuple[int, int]]], scale: float = 1.0
+    query: Array,
+    key: Array,
+    value: Array,
+    seen: Callable[[int, int], list[tuple[int, int]]],
+    scale: float = 1.0,
 ) -> Array:
     """Attention of every position over the positions that `seen` names."""
     out = np.zeros((query.shape[0], value.shape[1], *query.shape[2:]))
@@ -226,7 +232,11 @@ def vit(x: Array, w: Weights, options: Options) -> Array:
     if options.get("over") == "channels":
         grid = options.get("grid", 4)
         pooled = np.array(
-            [x[:, :, a:b, c:d].mean(axis=(2, 3)) for a, b in _cells(height, grid) for c, d in _cells(columns, grid)]
+            [
+                x[:, :, a:b, c:d].mean(axis=(2, 3))
+                for a, b in _cells(height, grid)
+                for c, d in _cells(columns, grid)
+            ]
         ).transpose(1, 2, 0)  # (N, C, cells)
         tokens = _linear(pooled, w, "embed")
         tokens = tokens + np.stack([_position(0, c, width) for c in range(channels)])
@@ -302,7 +312,11 @@ CASES: dict[str, Case] = {
         operations=MATMUL,
         idle=("key.bias",),
         bad=(
-            (10, {"heads": 4}, "mhsa cannot split 10 channels into heads=4 equal parts. Choose one of 1, 2, 5, 10"),
+            (
+                10,
+                {"heads": 4},
+                "mhsa cannot split 10 channels into heads=4 equal parts. Choose one of 1, 2, 5, 10",
+            ),
             (8, {"heads": 0}, "heads of mhsa must be positive"),
         ),
     ),
@@ -328,21 +342,30 @@ CASES: dict[str, Case] = {
         variants=({"mask_size": 13}, {"mask_size": 3}, {"mask_size": 1, "reduction": 2}),
         sizes=_SMALL,
         operations=MATMUL | {"Gather"},
-        bad=((8, {"mask_size": 4}, "must be odd"), (8, {"reduction": 0}, "reduction of psa must be positive")),
+        bad=(
+            (8, {"mask_size": 4}, "must be odd"),
+            (8, {"reduction": 0}, "reduction of psa must be positive"),
+        ),
     ),
     "external": Case(
         external,
         variants=({"memory": 5}, {"memory": 3, "heads": 4}),
         sizes=_SMALL,
         operations=frozenset(["Softmax", "ReduceSum", "Div"]),
-        bad=((10, {"heads": 4}, "external cannot split 10"), (8, {"memory": 0}, "memory of external must be")),
+        bad=(
+            (10, {"heads": 4}, "external cannot split 10"),
+            (8, {"memory": 0}, "memory of external must be"),
+        ),
     ),
     "cot": Case(
         cot,
         variants=({"share": 4}, {"share": 6, "groups": 2, "kernel_size": 5}),
         few_channels=4,
         operations=frozenset(["Sub"]),
-        bad=((10, {}, "cot cannot split 10 channels into groups=4"), (12, {"share": 5}, "share=5 equal parts")),
+        bad=(
+            (10, {}, "cot cannot split 10 channels into groups=4"),
+            (12, {"share": 5}, "share=5 equal parts"),
+        ),
     ),
     "vit": Case(
         vit,
