@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from edgeattn.attention.base import EdgeForm
 from edgeattn.attention.layers import DerivedConv2d, check_kernel_size, make_average
-from edgeattn.attention.mapwise import Additive, ConstantConv, check_count, check_divides, conv_norm
+from edgeattn.attention.mapwise import Additive, ConstantConv, check_divides, conv_norm
 
 __all__ = ["ContextualTransformer"]
 

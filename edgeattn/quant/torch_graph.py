@@ -255,6 +255,19 @@ def _resize(node: NodeProto, inputs: Sequence[Any]) -> Any:
     return None
 
 
+def _grid_sample(node: NodeProto, inputs: Sequence[Any]) -> Any:
+    mode = attribute(node, "mode", "linear")
+    if mode not in ("bilinear", "linear", "nearest") or inputs[0].ndim != 4:
+        return None
+    return F.grid_sample(
+        inputs[0],
+        inputs[1],
+        "nearest" if mode == "nearest" else "bilinear",
+        attribute(node, "padding_mode", "zeros"),
+        bool(attribute(node, "align_corners", 0)),
+    )
+
+
 def _unsqueeze(node: NodeProto, inputs: Sequence[Any]) -> Any:
     value, axes = inputs[0], _axes_of(node, inputs)
     if axes is None:
@@ -303,6 +316,7 @@ OPERATIONS: dict[str, Operation] = {
     "Concat": lambda node, x: torch.cat(list(x), int(attribute(node, "axis"))),
     "Transpose": lambda node, x: x[0].permute(tuple(attribute(node, "perm", range(x[0].ndim)[::-1]))),
     "Resize": _resize,
+    "GridSample": _grid_sample,
     "Unsqueeze": _unsqueeze,
     "ReduceSum": _reduce_sum,
     "Sqrt": lambda node, x: torch.sqrt(x[0]),
