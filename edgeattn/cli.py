@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeattn.cli_catalogue import CATALOGUE_EXAMPLES, catalogue
 from edgeattn.cli_errors import handle_errors, set_debug
 from edgeattn.cli_kit import KIT_EXAMPLES, kit
 from edgeattn.cli_lint import LINT_EXAMPLES, lint
@@ -282,6 +283,7 @@ app.command(epilog=PROFILE_EXAMPLES)(profile)
 app.add_typer(setup_app)
 app.command(epilog=KIT_EXAMPLES)(kit)
 app.command(epilog=LINT_EXAMPLES)(lint)
+app.command(epilog=CATALOGUE_EXAMPLES)(catalogue)
 
 
 @app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))

@@ -115,9 +115,15 @@ def print_attentions(entries: Iterable[AttentionInfo]) -> None:
     rows = []
     for entry in entries:
         forms = [entry.default_form, *(form for form in entry.edge_forms if form != entry.default_form)]
-        rows.append((entry.name, entry.title, f"arXiv {entry.paper}", entry.placement, ", ".join(forms)))
+        paper = f"arXiv {entry.paper}" if entry.paper[:4].isdigit() else entry.paper
+        use = entry.placement if entry.contract == "map" else entry.contract
+        what = ", ".join(forms) if entry.edge_forms else _NOTHING
+        rows.append((entry.name, entry.title, entry.family.replace("_", "+"), paper, use, what))
     print_table(
-        open_console(), ("name", "mechanism", "paper", "place", "exact forms (default first)"), rows, left=5
+        open_console(),
+        ("name", "mechanism", "family", "paper", "place or use", "exact forms (default first)"),
+        rows,
+        left=6,
     )
 
 

@@ -53,7 +53,7 @@ def _check_registered(name: str, noun: str, find_names: Callable[[], Iterable[st
 def _attention_names() -> Iterable[str]:
     from edgeattn.attention import attentions
 
-    return {"none", *attentions}
+    return {"none", *(name for name in attentions if attentions.get(name).contract == "map")}
 
 
 def _target_names() -> Iterable[str]:

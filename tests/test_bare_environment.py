@@ -83,6 +83,7 @@ made_of_torch = (
     "edgeattn.train.",
     "edgeattn.quant.",
     "edgeattn.export",
+    "edgeattn.pipeline_catalogue_",
     "edgeattn.pipeline_float",
     "edgeattn.pipeline_train",
     "edgeattn.pipeline_tune",

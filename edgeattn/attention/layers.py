@@ -24,6 +24,7 @@ __all__ = [
     "StackedConv",
     "TransposedConvBn",
     "check_kernel_size",
+    "check_positive",
     "make_average",
     "make_maximum",
 ]
@@ -45,6 +46,17 @@ def check_kernel_size(kernel_size: int) -> int:
     if kernel_size % 2 == 0:
         raise RecipeError(f"kernel_size must be odd to keep the map's size, got {kernel_size}.")
     return kernel_size
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return `value` if it is a positive whole number.
+
+    Raises:
+        RecipeError: Otherwise.
+    """
+    if not _is_integer(value) or value < 1:
+        raise RecipeError(f"{name} must be positive and whole, got {value!r}.")
+    return value
 
 
 class Mean(nn.Module):
@@ -127,6 +139,7 @@ class DerivedConv2d(nn.Module, abc.ABC):
     """
 
     padding: tuple[int, int] = (0, 0)
+    groups: int = 1
 
     @abc.abstractmethod
     def derived_weight(self) -> torch.Tensor:
@@ -138,7 +151,7 @@ class DerivedConv2d(nn.Module, abc.ABC):
 
     def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Convolve `x` with a weight of `derived_weight`'s shape."""
-        return functional.conv2d(x, weight, bias, padding=self.padding)
+        return functional.conv2d(x, weight, bias, padding=self.padding, groups=self.groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve `x` with the derived weight."""
@@ -149,10 +162,11 @@ class DerivedConv2d(nn.Module, abc.ABC):
         with torch.no_grad():
             weight, bias = self.derived_weight(), self.derived_bias()
             conv = nn.Conv2d(
-                weight.shape[1],
+                weight.shape[1] * self.groups,
                 weight.shape[0],
                 (weight.shape[2], weight.shape[3]),
                 padding=self.padding,
+                groups=self.groups,
                 bias=bias is not None,
                 device=weight.device,
                 dtype=weight.dtype,

@@ -53,6 +53,7 @@ SAME_RANGE_OPS = frozenset(
         "Slice",
         "Split",
         "Expand",
+        "Resize",
     ]
 )
 FUSED_ACTIVATIONS = frozenset(["Relu", "Clip"])
@@ -191,6 +192,8 @@ def _spread_same_range(
     """Give a value-moving operation behind a quantized tensor that tensor's range."""
     if node.op_type not in SAME_RANGE_OPS or node.input[0] in graph.constants:
         return
+    if node.op_type == "Resize" and attribute(node, "mode", "nearest") == "cubic":
+        return  # it overshoots
     if node.input[0] in wanted or any(name in wanted for name in node.output):
         wanted[node.input[0]] = None
         for name in node.output:
