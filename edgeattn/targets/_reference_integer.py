@@ -84,7 +84,15 @@ def patches(x: Array, window: Window, value: float = 0.0) -> tuple[Array, tuple[
     return columns.reshape(n, len(views) * c, height * width), (height, width)
 
 
-def convolve(x: Array, weight: Array, window: Window, group: int, raw_offset: int | None = None) -> Array:
+def convolve(
+    x: Array,
+    weight: Array,
+    window: Window,
+    group: int,
+    raw_offset: int | None = None,
+    *,
+    pairs_across_places: bool = True,
+) -> Array:
     """Convolve a map with weights; exact if `x` and `weight` are whole numbers of a fitting float type.
 
     Args:
@@ -94,6 +102,8 @@ def convolve(x: Array, weight: Array, window: Window, group: int, raw_offset: in
         group: As in ONNX.
         raw_offset: For the instruction vpmaddubsw, what to add to `x` to get the unsigned bytes that it
             reads; None sums exactly. Depthwise convolutions are computed without that instruction.
+        pairs_across_places: Of an odd number of channels, whether the last one of a place of the kernel
+            makes a pair with the first one of the next place (ONNX Runtime) or stays alone (oneDNN).
 
     Returns:
         (N, O, OH, OW).
@@ -110,9 +120,20 @@ def convolve(x: Array, weight: Array, window: Window, group: int, raw_offset: in
         columns, size = patches(piece, window)
         total = np.matmul(matrix, columns)
         if raw_offset is not None:
+            if inputs % 2 and not pairs_across_places:
+                matrix, columns = _pad_places(matrix, columns, inputs, raw_offset)
             total = total - _excess(matrix, columns, raw_offset)
         parts.append(total.reshape(len(x), len(kernels), *size))
     return parts[0] if group == 1 else np.concatenate(parts, axis=1)
+
+
+def _pad_places(matrix: Array, columns: Array, channels: int, raw_offset: int) -> tuple[Array, Array]:
+    """Give every place of the kernel one more channel, whose weights and bytes are 0."""
+    weights = matrix.reshape(len(matrix), -1, channels)
+    values = columns.reshape(len(columns), -1, channels, columns.shape[2])
+    weights = np.pad(weights, ((0, 0), (0, 0), (0, 1)))
+    values = np.pad(values, ((0, 0), (0, 0), (0, 1), (0, 0)), constant_values=-raw_offset)
+    return weights.reshape(len(matrix), -1), values.reshape(len(columns), -1, columns.shape[2])
 
 
 def _depthwise(x: Array, weight: Array, window: Window, multiplier: int) -> Array:

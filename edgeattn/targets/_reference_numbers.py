@@ -23,7 +23,7 @@ Array = NDArray[Any]
 _CHOICES = {
     "rounding": ("half-even", "half-away"),
     "bias": ("int32", "float"),
-    "accumulate": ("exact", "vpmaddubsw"),
+    "accumulate": ("exact", "vpmaddubsw", "vpmaddubsw-onednn"),
     "float_dtype": ("float32", "bfloat16"),
 }
 
@@ -38,7 +38,8 @@ class Arithmetic:
         bias: ``"int32"``: rounded to a step of the accumulator, as ONNX Runtime, TensorRT and ARM add it;
             ``"float"``: added behind the accumulator unrounded, as OpenVINO does.
         accumulate: ``"exact"``, or ``"vpmaddubsw"``: as on x86 without VNNI, where products of
-            neighbouring channels are added in pairs that saturate at 16 bits.
+            neighbouring channels are added in pairs that saturate at 16 bits. ONNX Runtime and oneDNN (in
+            OpenVINO: ``"vpmaddubsw-onednn"``) pair an odd number of channels differently.
         float_dtype: What computes the float part.
 
     Raises:
@@ -47,7 +48,7 @@ class Arithmetic:
 
     rounding: Literal["half-even", "half-away"] = "half-even"
     bias: Literal["int32", "float"] = "int32"
-    accumulate: Literal["exact", "vpmaddubsw"] = "exact"
+    accumulate: Literal["exact", "vpmaddubsw", "vpmaddubsw-onednn"] = "exact"
     float_dtype: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:

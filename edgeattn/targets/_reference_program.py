@@ -34,6 +34,7 @@ _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 _FUSED = frozenset(
     {"Add", "Clip", "Div", "HardSigmoid", "HardSwish", "Mul", "Relu", "Sigmoid", "Sub", *AVERAGING, *MOVING}
 )
+_ROUNDLESS = frozenset({"Clip", "Relu", *AVERAGING, *MOVING})
 _EMPTY = np.empty(0, np.float32)
 
 
@@ -56,6 +57,10 @@ class Program:
         self._nodes = [node for node in self.graph.nodes if not self._fold(node)]
         self._last_use = _last_uses(self._nodes, self.graph.output_names)
         self._wide = self._find_fused()
+        if self.arithmetic.float_dtype != "float32":
+            # What is neither a product nor moved is what a runtime computes in the short type.
+            kept = {n for node in self._nodes if node.op_type in _ROUNDLESS for n in node.output}
+            self._wide &= kept
         self._weights: dict[tuple[str, bool], tuple[Array, float]] = {}
 
     @property
@@ -245,12 +250,14 @@ class Program:
         weight, bound = self._weight_of(node, w, x.limit)
         kind = exact_dtype(bound)
         raw = None
-        if self.arithmetic.accumulate == "vpmaddubsw" and node.input[1] in self._constants:
+        if self.arithmetic.accumulate != "exact" and node.input[1] in self._constants:
             raw = x.zero_point + (128 if x.signed else 0)
         steps, kernels = x.steps.astype(kind, copy=False), weight.astype(kind, copy=False)
         if node.op_type == "Conv":
             window = window_of(node, kernels.shape[2:], steps.shape[2:])
-            total = convolve(steps, kernels, window, attribute(node, "group", 1), raw)
+            across = self.arithmetic.accumulate == "vpmaddubsw"
+            group = attribute(node, "group", 1)
+            total = convolve(steps, kernels, window, group, raw, pairs_across_places=across)
             shape = (1, -1, 1, 1)
         else:
             if node.op_type == "Gemm" and attribute(node, "transA", 0):

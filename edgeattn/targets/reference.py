@@ -32,11 +32,11 @@ from edgeattn.targets._common import (
 from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Outputs, Session, TimingPlan
 
 if TYPE_CHECKING:
-    from onnx import NodeProto
+    from onnx import ModelProto, NodeProto
 
     from edgeattn.targets._reference_program import Program
 
-__all__ = ["Reference", "load_program"]
+__all__ = ["Reference", "load_program", "make_program"]
 
 
 class Reference(RuntimeTarget):
@@ -45,7 +45,8 @@ class Reference(RuntimeTarget):
     Args:
         rounding: Of ties: ``"half-even"`` or ``"half-away"``.
         bias: ``"int32"``: a whole number of accumulator steps; or ``"float"``.
-        accumulate: ``"exact"``, or ``"vpmaddubsw"``: as x86 without VNNI sums.
+        accumulate: ``"exact"``, or as x86 without VNNI sums: ``"vpmaddubsw"`` in ONNX Runtime,
+            ``"vpmaddubsw-onednn"`` in OpenVINO.
         float_dtype: Of the float part: ``"float32"`` or ``"bfloat16"``.
 
     Raises:
@@ -61,7 +62,7 @@ class Reference(RuntimeTarget):
         *,
         rounding: Literal["half-even", "half-away"] = "half-even",
         bias: Literal["int32", "float"] = "int32",
-        accumulate: Literal["exact", "vpmaddubsw"] = "exact",
+        accumulate: Literal["exact", "vpmaddubsw", "vpmaddubsw-onednn"] = "exact",
         float_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
         from edgeattn.targets._reference_numbers import Arithmetic
@@ -200,3 +201,20 @@ def load_program(path: Path, arithmetic: Any = None) -> Program:
         # Protobuf's own error type depends on its backend.
         raise ModelError(f"{path.name} is not a valid ONNX model: {one_line(exc)}. Export it again.") from exc
     return Program(model, arithmetic)
+
+
+def make_program(model: ModelProto, **options: Any) -> Program:
+    """Return a model as an executable graph.
+
+    Args:
+        model: Float or QDQ.
+        **options: As `Reference` takes them.
+
+    Raises:
+        ModelError: If it cannot be executed.
+        RecipeError: If an option is not valid.
+    """
+    from edgeattn.targets._reference_numbers import Arithmetic
+    from edgeattn.targets._reference_program import Program
+
+    return Program(model, Arithmetic(**options))
