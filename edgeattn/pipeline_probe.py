@@ -79,16 +79,16 @@ class LayerParity:
 
 
 def quantized_tensors(graph: Graph) -> dict[str, NodeProto]:
-    """Return the QuantizeLinear of every quantized activation, by the tensor's float name, in order."""
-    return {node.input[0]: node for node in graph.nodes if node.op_type == "QuantizeLinear"}
+    """Return every QuantizeLinear by the name of the integers that it writes, in order."""
+    return {node.output[0]: node for node in graph.nodes if node.op_type == "QuantizeLinear"}
 
 
 def inner_pairs(graph: Graph) -> set[str]:
     """Return names of tensors whose pair lies inside what runtimes compute in one kernel."""
     found = set()
     for name, quantize in quantized_tensors(graph).items():
-        before = graph.producer.get(name)
-        pair = graph.only_consumer(quantize.output[0])
+        before = graph.producer.get(quantize.input[0])
+        pair = graph.only_consumer(name)
         user = graph.only_consumer(pair.output[0]) if pair is not None else None
         if before is not None and before.op_type == "Conv" and user is not None and user.op_type == "Add":
             found.add(name)
@@ -96,7 +96,11 @@ def inner_pairs(graph: Graph) -> set[str]:
 
 
 def cut_model(model: ModelProto, names: Sequence[str]) -> ModelProto:
-    """Cut a QDQ graph at the pairs of the tensors `names`.
+    """Cut a QDQ graph at quantized tensors.
+
+    Args:
+        model: With Q/DQ.
+        names: Integers that QuantizeLinears write.
 
     Returns:
         A model with an input ``<name>.given`` and an output ``<name>.got`` for each, float32, quantized and
@@ -108,16 +112,18 @@ def cut_model(model: ModelProto, names: Sequence[str]) -> ModelProto:
     quantized = quantized_tensors(graph)
     for name in names:
         quantize = quantized[name]
-        tensor, given, got = quantize.output[0], f"{name}{_IN}", f"{name}{_OUT}"
-        shape = shapes.get(name, shapes.get(tensor))
+        given, got = f"{name}{_IN}", f"{name}{_OUT}"
+        shape = shapes.get(quantize.input[0], shapes.get(name))
         if shape is None:
             raise ModelError(f"The shape of {name!r} is not known, so the graph cannot be cut there.")
-        readers = [node for node in graph.consumers.get(tensor, []) if node.op_type == "DequantizeLinear"]
-        parameters = list(quantize.input[1:])
+        readers = list(graph.consumers.get(name, []))
+        pairs = [node for node in readers if node.op_type == "DequantizeLinear"]
+        # Lowering may fold a factor into the scale of the QuantizeLinear alone.
+        parameters = list((pairs[0] if pairs else quantize).input[1:])
         graph.nodes.append(_renamed(quantize, [given, *parameters], f"{given}.quantized"))
         for node in readers:
-            node.input[0] = f"{given}.quantized"
-        graph.nodes.append(helper.make_node("DequantizeLinear", [tensor, *parameters], [got], got))
+            node.input[:] = [f"{given}.quantized" if item == name else item for item in node.input]
+        graph.nodes.append(helper.make_node("DequantizeLinear", [name, *parameters], [got], got))
         graph.inputs.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, shape))
         graph.outputs.append(helper.make_tensor_value_info(got, TensorProto.FLOAT, shape))
     graph.reindex()
@@ -168,42 +174,44 @@ def compare_layers(
     tensors = {
         name: node
         for name, node in quantized_tensors(graph).items()
-        if name in present and name not in inner and name in graph.producer
+        if name in present and name not in inner and node.input[0] in graph.producer
     }
     if not tensors:
         raise ModelError("The graphs have no quantized tensor in common: there is no layer to compare.")
-    keys = {name: node.output[0] for name, node in tensors.items()}
-    parameters = {name: reference.parameters(keys[name]) for name in keys}
+    keys = list(tensors)
+    parameters = {name: reference.parameters(name) for name in keys}
     tallies = {name: LayerTally(name, module_of(name), int(parameters[name][1])) for name in keys}
     kept: dict[str, list[tuple[Array, Array]]] = {name: [] for name in keys}
     feeds_of: list[tuple[dict[str, Array], dict[str, Array]]] = []
     source, output = graph.input_names[0], graph.output_names[0]
     worst_output = 0.0
-    pieces = cut_model(executed, list(keys))
-    with tempfile.TemporaryDirectory(prefix="edgeattn-cut-") as folder:
-        with _opened(pieces, executed, target, Path(folder)) as (session, counts):
-            for done, image in enumerate(images):
-                given = reference.run({source: image}, keys.values())
-                expected = reference.run({source: image}, keys.values(), given)
-                feeds = {source: image}
-                for name, key in keys.items():
-                    feeds[f"{name}{_IN}"] = _dequantize(given[key], *parameters[name])
-                got = session.infer(feeds)
-                for name, key in keys.items():
-                    scale, zero = parameters[name]
-                    steps = got[f"{name}{_OUT}"].astype(np.float64) / float(scale) + float(zero)
-                    # float32 cannot hold every multiple of a scale exactly.
-                    near = np.rint(steps)
-                    steps = np.where(np.abs(steps - near) < 1e-3, near, steps)
-                    tallies[name].add(expected[key], steps)
-                    kept[name].append((expected[key], steps))
-                feeds_of.append(({source: image}, given))
-                span = float(np.abs(expected[output]).max()) or 1.0
-                worst_output = max(worst_output, float(np.abs(expected[output] - got[output]).max()) / span)
-                if progress:
-                    progress(done + 1, len(images))
+    pieces = cut_model(executed, keys)
+    with (
+        tempfile.TemporaryDirectory(prefix="edgeattn-cut-") as folder,
+        _opened(pieces, executed, target, Path(folder)) as (session, counts),
+    ):
+        for done, image in enumerate(images):
+            given = reference.run({source: image}, keys)
+            expected = reference.run({source: image}, keys, given)
+            feeds = {source: image}
+            for name in keys:
+                feeds[f"{name}{_IN}"] = _dequantize(given[name], *parameters[name])
+            got = session.infer(feeds)
+            for name in keys:
+                scale, zero = parameters[name]
+                steps = got[f"{name}{_OUT}"].astype(np.float64) / float(scale) + float(zero)
+                # float32 cannot hold every multiple of a scale exactly.
+                near = np.rint(steps)
+                steps = np.where(np.abs(steps - near) < 1e-3, near, steps)
+                tallies[name].add(expected[name], steps)
+                kept[name].append((expected[name], steps))
+            feeds_of.append(({source: image}, given))
+            span = float(np.abs(expected[output]).max()) or 1.0
+            worst_output = max(worst_output, float(np.abs(expected[output] - got[output]).max()) / span)
+            if progress:
+                progress(done + 1, len(images))
     suspects = [name for name, tally in tallies.items() if not tally.is_plain()]
-    findings = _findings(right, other, suspects, keys, parameters, kept, feeds_of, options)
+    findings = _findings(right, other, suspects, parameters, kept, feeds_of, options)
     return LayerParity(
         images=len(images),
         layers=tuple(tallies[name].result(findings.get(name)) for name in keys),
@@ -256,7 +264,6 @@ def _findings(
     truth: ModelProto,
     executed: Graph,
     suspects: Sequence[str],
-    keys: Mapping[str, str],
     parameters: Mapping[str, tuple[Array, Array]],
     kept: Mapping[str, Sequence[tuple[Array, Array]]],
     runs: Sequence[tuple[dict[str, Array], dict[str, Array]]],
@@ -269,15 +276,17 @@ def _findings(
     for cause, text, model, options in _hypotheses(truth, executed):
         program = make_program(model, **{**base, **options})
         known = set(program.quantized_names)
-        wanted = [keys[name] for name in suspects if keys[name] in known]
+        wanted = [name for name in suspects if name in known]
         for feeds, given in runs:
             fitting = {
-                key: _in_type(value, program.parameters(key)[1]) for key, value in given.items() if key in known
+                key: _in_type(value, program.parameters(key)[1])
+                for key, value in given.items()
+                if key in known
             }
             results = program.run(feeds, wanted, fitting)
             for name in suspects:
-                if keys[name] in results:
-                    predicted[name].setdefault((cause, text), []).append(results[keys[name]])
+                if name in results:
+                    predicted[name].setdefault((cause, text), []).append(results[name])
     found = {}
     for name in suspects:
         expected = np.concatenate([pair[0].ravel() for pair in kept[name]])
@@ -327,7 +336,8 @@ def _lost(truth: ModelProto, executed: Graph) -> Iterator[tuple[str, str, ModelP
     inner = sorted(inner_pairs(graph) & present)
     for names, how in ((missing, "is not in the engine's graph"), (inner, "is left out by the runtime")):
         if names:
-            shown = names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
+            first = names[0].removesuffix(".quantized")
+            shown = first if len(names) == 1 else f"{first} and {len(names) - 1} more"
             text = f"as without the rounding at {shown}, which {how}"
             yield "lost-qdq", text, without_pairs(truth, names), {}
 

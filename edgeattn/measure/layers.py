@@ -155,7 +155,9 @@ class LayerTally:
     def is_plain(self) -> bool:
         """Whether nothing but rounding can be seen: no search for a cause is needed."""
         total = max(1, int(self._counts.sum()))
-        return self._largest < 1.5 and self._counts[1:].sum() <= _FEW * total and abs(self._sum) <= _FEW * total
+        return (
+            self._largest < 1.5 and self._counts[1:].sum() <= _FEW * total and abs(self._sum) <= _FEW * total
+        )
 
     def result(self, finding: Finding | None = None) -> LayerDifference:
         """Return the sums; without a finding, whether it is rounding is read from them."""
@@ -164,7 +166,9 @@ class LayerTally:
         if finding is None:
             different = int(self._counts[1:].sum())
             finding = (
-                Finding("rounding", f"{different} of {total} values differ, each by one step; bias {bias:+.1e}")
+                Finding(
+                    "rounding", f"{different} of {total} values differ, each by one step; bias {bias:+.1e}"
+                )
                 if different
                 else Finding("equal", f"all {total} values are equal")
             )
@@ -172,9 +176,7 @@ class LayerTally:
         if self._noise and self._signal:
             ratio = 10 * math.log10(self._signal / self._noise)
         shares = tuple(float(count) / total for count in self._counts)
-        return LayerDifference(
-            self.name, self.module, total, shares, self._largest, bias, ratio, finding
-        )
+        return LayerDifference(self.name, self.module, total, shares, self._largest, bias, ratio, finding)
 
 
 def diagnose(
@@ -217,7 +219,9 @@ def diagnose(
     what = f"{different:.3%} of the values differ, by at most {largest:.3g} steps, bias {bias:+.3f}"
     if best is not None:
         left, cause, text, exact = best
-        return Finding(cause, f"{what}; {text}: that explains {1 - left:.1%} of it and {exact:.3%} of the values")
+        return Finding(
+            cause, f"{what}; {text}: that explains {1 - left:.1%} of it and {exact:.3%} of the values"
+        )
     if largest < 1.5 and abs(bias) <= _BIAS:
         return Finding("rounding", what)
     if float(np.mean(np.abs(gap) > 1.5)) <= _OVER_ONE and abs(bias) <= _BIAS:
@@ -258,7 +262,9 @@ def _arithmetic_causes(
     if top < float(wanted.max()) - 1 and np.mean(got == top) > 0:
         found.append(("saturation", f"values above {top:.0f} become {top:.0f}", np.minimum(wanted, top)))
     if bottom > float(wanted.min()) + 1:
-        found.append(("saturation", f"values below {bottom:.0f} become {bottom:.0f}", np.maximum(wanted, bottom)))
+        found.append(
+            ("saturation", f"values below {bottom:.0f} become {bottom:.0f}", np.maximum(wanted, bottom))
+        )
     return found
 
 
@@ -277,5 +283,7 @@ def _grids(wanted: Steps, got: Steps, zero_point: int) -> list[tuple[str, str, S
             return [("wrong-scale", f"values are stored in steps of 1/{factor}", got)]
     inside = float(np.mean(np.abs(got - wanted) <= 0.51))
     if inside > 0.5:
-        return [("lost-qdq", f"the values lie on no grid, and {inside:.1%} would round to the right step", got)]
+        return [
+            ("lost-qdq", f"the values lie on no grid, and {inside:.1%} would round to the right step", got)
+        ]
     return []

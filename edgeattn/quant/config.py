@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from edgeattn.train.config import TrainConfig
 
@@ -50,6 +50,13 @@ class PtqConfig(BaseModel):
             "float network's logits, for each profile; 0 leaves them.",
         ),
     ] = 120
+    pair_safe_weights: Annotated[
+        bool,
+        Field(
+            description="Make weights coarser, by up to one bit and only in channels that need it, so that "
+            "sums of two products fit 16 bits: for x86 without VNNI, where they saturate otherwise."
+        ),
+    ] = False
     stop_at_sqnr_db: Annotated[
         float | None, Field(description="Skip the steps left once both profiles reach this.")
     ] = None
@@ -69,3 +76,9 @@ class QuantConfig(BaseModel):
     qat: TrainConfig = TrainConfig(
         epochs=2, learning_rate=1e-4, warmup_epochs=0.0, freeze_batch_norm=True, distillation_weight=0.5
     )
+
+    @model_validator(mode="after")
+    def _training_moves_weights(self) -> QuantConfig:
+        if self.mode == "qat" and self.ptq.pair_safe_weights:
+            raise ValueError("ptq.pair_safe_weights needs mode ptq: training learns scales of its own")
+        return self

@@ -23,6 +23,7 @@ from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_g
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
+from edgeattn.quant.pairs import pair_safe_scales
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
 from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, QuantPlan
 from edgeattn.quant.simulation import PlanMeter
@@ -164,7 +165,7 @@ def _with_ranges(
     return plan.model_copy(
         update={
             "activations": _activations(adjusted, place, found),
-            "weights": _weight_scales(adjusted, place),
+            "weights": _weight_scales(adjusted, place, config),
         }
     )
 
@@ -185,17 +186,21 @@ def _with_nncf(
     return plan.model_copy(
         update={
             "activations": _activations(adjusted, place, found),
-            "weights": _weight_scales(adjusted, place),
+            "weights": _weight_scales(adjusted, place, config),
             "channel_scales": decisions.channel_scales,
             "bias_shift": dict.fromkeys(PROFILES, decisions.bias_shift) if decisions.bias_shift else {},
         }
     )
 
 
-def _weight_scales(adjusted: Graph, place: Placement) -> dict[str, list[float]]:
-    return {
-        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
-    }
+def _weight_scales(adjusted: Graph, place: Placement, config: PtqConfig) -> dict[str, list[float]]:
+    scales = {name: weight_scales(adjusted.constants[name], axis) for name, axis in place.weights.items()}
+    if config.pair_safe_weights:
+        scales = {
+            name: pair_safe_scales(adjusted.constants[name], value, place.weights[name])
+            for name, value in scales.items()
+        }
+    return {name: value.tolist() for name, value in scales.items()}
 
 
 def _with_weighted_ranges(

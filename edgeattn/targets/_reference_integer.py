@@ -52,11 +52,11 @@ def windows(x: Array, window: Window, value: float = 0.0) -> list[Array]:
     """Return one strided view of the padded map (N, C, OH, OW) for each place of the kernel."""
     kernel, strides, pads, dilations = window
     padded = pad_map(x, pads, value)
-    sizes = [
-        (padded.shape[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(2)
-    ]
+    sizes = [(padded.shape[2 + i] - dilations[i] * (kernel[i] - 1) - 1) // strides[i] + 1 for i in range(2)]
     if min(sizes) < 1:
-        raise ModelError(f"A kernel of {tuple(kernel)} does not fit a map of {x.shape[2:]} with pads {tuple(pads)}.")
+        raise ModelError(
+            f"A kernel of {tuple(kernel)} does not fit a map of {x.shape[2:]} with pads {tuple(pads)}."
+        )
     views = []
     for row in range(kernel[0]):
         for column in range(kernel[1]):

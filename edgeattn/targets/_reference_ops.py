@@ -30,7 +30,9 @@ def window_of(node: NodeProto, kernel: Sequence[int], size: Sequence[int]) -> Wi
         ModelError: If the map has other than two dimensions.
     """
     if len(kernel) != 2 or len(size) != 2:
-        raise ModelError(f"{node.name or node.op_type!r} works on {len(size)} dimensions; the reference knows two.")
+        raise ModelError(
+            f"{node.name or node.op_type!r} works on {len(size)} dimensions; the reference knows two."
+        )
     strides = list(attribute(node, "strides", [1, 1]))
     dilations = list(attribute(node, "dilations", [1, 1]))
     pads = list(attribute(node, "pads", [0, 0, 0, 0]))
@@ -41,7 +43,9 @@ def window_of(node: NodeProto, kernel: Sequence[int], size: Sequence[int]) -> Wi
             spread = dilations[dim] * (kernel[dim] - 1) + 1
             total = max((-(-size[dim] // strides[dim]) - 1) * strides[dim] + spread - size[dim], 0)
             small = total // 2
-            pads[dim], pads[dim + 2] = (small, total - small) if auto == "SAME_UPPER" else (total - small, small)
+            pads[dim], pads[dim + 2] = (
+                (small, total - small) if auto == "SAME_UPPER" else (total - small, small)
+            )
     elif auto == "VALID":
         pads = [0, 0, 0, 0]
     return list(kernel), strides, pads, dilations
@@ -123,7 +127,9 @@ def reduced_axes(node: NodeProto, inputs: Sequence[Array]) -> tuple[tuple[int, .
     """Return the axes that a reduction removes, and whether they stay with size 1."""
     axes = _axes(node, inputs)
     if not axes:
-        axes = () if axes == () and attribute(node, "noop_with_empty_axes", 0) else tuple(range(inputs[0].ndim))
+        axes = (
+            () if axes == () and attribute(node, "noop_with_empty_axes", 0) else tuple(range(inputs[0].ndim))
+        )
     return axes, bool(attribute(node, "keepdims", 1))
 
 
@@ -158,7 +164,9 @@ MOVING: dict[str, Operation] = {
 
 def _no_ceil(node: NodeProto) -> None:
     if attribute(node, "ceil_mode", 0):
-        raise ModelError(f"{node.name or node.op_type!r} has ceil_mode, which the reference does not compute.")
+        raise ModelError(
+            f"{node.name or node.op_type!r} has ceil_mode, which the reference does not compute."
+        )
 
 
 def _pool_window(node: NodeProto, x: Array) -> Window:
@@ -227,7 +235,9 @@ def _sigmoid(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
 
 def _hard_sigmoid(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
     x = inputs[0]
-    alpha, beta = (x.dtype.type(attribute(node, name, value)) for name, value in (("alpha", 0.2), ("beta", 0.5)))
+    alpha, beta = (
+        x.dtype.type(attribute(node, name, value)) for name, value in (("alpha", 0.2), ("beta", 0.5))
+    )
     return [np.clip(alpha * x + beta, x.dtype.type(0), x.dtype.type(1))]
 
 

@@ -151,12 +151,16 @@ class Program:
         if len(node.input) > 2 and node.input[2]:
             zero = self.graph.constant(node.input[2])
             if zero is None:
-                raise ModelError(f"The zero point of {node.name or node.output[0]!r} is not a constant; expected one.")
+                raise ModelError(
+                    f"The zero point of {node.name or node.output[0]!r} is not a constant; expected one."
+                )
         else:
             source = self.graph.constant(node.input[0])
             zero = np.zeros(scale.shape, np.uint8 if source is None else source.dtype)
         if not np.all(scale > 0):
-            raise ModelError(f"A scale of {node.name or node.output[0]!r} is not positive. Export the model again.")
+            raise ModelError(
+                f"A scale of {node.name or node.output[0]!r} is not positive. Export the model again."
+            )
         # One value for the whole tensor is sometimes written as one of rank 1.
         return (scale.reshape(()), zero.reshape(())) if scale.size == 1 else (scale, zero)
 
@@ -209,7 +213,9 @@ class Program:
         try:
             inputs = [values[name] if name else _EMPTY for name in node.input]
         except KeyError as exc:
-            raise ModelError(f"{node.name!r} reads {exc.args[0]!r}, which nothing computes or feeds.") from exc
+            raise ModelError(
+                f"{node.name!r} reads {exc.args[0]!r}, which nothing computes or feeds."
+            ) from exc
         if node.op_type == "QuantizeLinear":
             scale, zero = self._parameters(node)
             axis = attribute(node, "axis", 1)
@@ -221,9 +227,15 @@ class Program:
             return [self._product(node, inputs)]
         if node.output[0] in self._wide:
             return _fused(node, inputs)
-        if node.op_type in MOVING and isinstance(inputs[0], Real) and node.op_type != "Concat":
-            if inputs[0].scale.ndim == 0:
-                return _fused(node, inputs)
+        first = inputs[0] if inputs else _EMPTY
+        # A product behind it still wants the integers.
+        if (
+            node.op_type in MOVING
+            and node.op_type != "Concat"
+            and isinstance(first, Real)
+            and not first.scale.ndim
+        ):
+            return _fused(node, inputs)
         return self._float(node, [as_float32(value) for value in inputs])
 
     def _float(self, node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
@@ -236,7 +248,9 @@ class Program:
         elif node.op_type == "Conv" and inputs[0].ndim == 4:
             window = window_of(node, inputs[1].shape[2:], inputs[0].shape[2:])
             result = convolve(inputs[0], inputs[1], window, attribute(node, "group", 1))
-            results = [result + inputs[2].reshape(1, -1, 1, 1) if len(inputs) > 2 and inputs[2].size else result]
+            results = [
+                result + inputs[2].reshape(1, -1, 1, 1) if len(inputs) > 2 and inputs[2].size else result
+            ]
         elif node.op_type == "MatMul":
             results = [np.matmul(inputs[0], inputs[1])]
         else:
