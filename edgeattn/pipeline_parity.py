@@ -19,9 +19,10 @@ from edgeattn.export.from_onnx import read_onnx
 from edgeattn.measure import AcceptBounds, compare_outputs, describe_environment, judge, run_session
 from edgeattn.measure.pair_saturation import prove_pair_saturation
 from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline_causes import quantized_tensors
 from edgeattn.pipeline_deploy import module_of
 from edgeattn.pipeline_parity_data import ParityData, load_parity_data, load_run
-from edgeattn.pipeline_probe import compare_layers, quantized_tensors
+from edgeattn.pipeline_probe import compare_layers
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.targets import Target, get_target
 from edgeattn.targets.reference import make_program

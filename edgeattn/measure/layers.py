@@ -44,6 +44,7 @@ _BIAS = 0.1
 _FEW = 0.01
 _EXPLAINED = 0.9
 _OVER_ONE = 1e-3
+_ON_BORDER = 0.99
 
 
 @dataclasses.dataclass(frozen=True)
@@ -185,6 +186,7 @@ def diagnose(
     zero_point: int,
     limits: tuple[int, int],
     alternatives: Mapping[tuple[str, str], NDArray[Any]] | None = None,
+    ties: NDArray[np.bool_] | None = None,
 ) -> Finding:
     """Say why a layer's integers differ from the reference's.
 
@@ -198,6 +200,8 @@ def diagnose(
         zero_point: Of the tensor.
         limits: Smallest and largest integer of its type.
         alternatives: Integers that the reference gives under (cause, description).
+        ties: Where the exact value lies so near the border between two steps that float32 may round it
+            either way.
     """
     wanted = expected.astype(np.float64)
     gap = got - wanted
@@ -217,6 +221,11 @@ def diagnose(
             best = (left, cause, text, exact)
     different, largest, bias = float(np.mean(np.abs(gap) >= 0.5)), float(np.abs(gap).max()), float(gap.mean())
     what = f"{different:.3%} of the values differ, by at most {largest:.3g} steps, bias {bias:+.3f}"
+    if ties is not None and largest < 1.5:
+        on_border = float(np.mean(ties[np.abs(gap) >= 0.5]))
+        if on_border >= _ON_BORDER:
+            text = f"{on_border:.1%} of these lie right between two steps, where either way is right"
+            return Finding("rounding", f"{what}; {text}")
     if best is not None:
         left, cause, text, exact = best
         return Finding(

@@ -144,7 +144,8 @@ def _plain_bilinear(image: Pixels, preprocess: Preprocess) -> Pixels:
     source = image.astype(np.float64)
     upper = source[rows][:, columns] * (1 - fx) + source[rows][:, next_column] * fx
     lower = source[next_row][:, columns] * (1 - fx) + source[next_row][:, next_column] * fx
-    return np.rint(upper * (1 - fy) + lower * fy).astype(np.uint8)
+    pixels: Pixels = np.rint(upper * (1 - fy) + lower * fy).astype(np.uint8)
+    return pixels
 
 
 def _shifted(image: Pixels, preprocess: Preprocess, down: int, right: int) -> Pixels:

@@ -77,7 +77,7 @@ def pair_safe_scales(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> N
     Returns:
         The scales; unchanged for channels that are safe already, and for depthwise convolutions.
     """
-    result = np.asarray(scales, np.float64).copy()
+    result: NDArray[np.float64] = np.asarray(scales, np.float64).copy()
     if weight.ndim == 4 and weight.shape[1] == 1:
         return result
     rows = np.moveaxis(weight, axis, 0)

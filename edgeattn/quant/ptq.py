@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -194,7 +195,9 @@ def _with_nncf(
 
 
 def _weight_scales(adjusted: Graph, place: Placement, config: PtqConfig) -> dict[str, list[float]]:
-    scales = {name: weight_scales(adjusted.constants[name], axis) for name, axis in place.weights.items()}
+    scales: dict[str, NDArray[Any]] = {
+        name: weight_scales(adjusted.constants[name], axis) for name, axis in place.weights.items()
+    }
     if config.pair_safe_weights:
         scales = {
             name: pair_safe_scales(adjusted.constants[name], value, place.weights[name])

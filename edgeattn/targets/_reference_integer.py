@@ -114,7 +114,7 @@ def convolve(
     parts = []
     for index in range(group):
         piece = x[:, index * inputs : (index + 1) * inputs] if group > 1 else x
-        kernels = weight[index * (outputs // group) : (index + 1) * (outputs // group)]
+        kernels: Array = weight[index * (outputs // group) : (index + 1) * (outputs // group)]
         # (O, KH, KW, C): channels innermost, in the order in which integer kernels walk.
         matrix = np.ascontiguousarray(kernels.transpose(0, 2, 3, 1)).reshape(len(kernels), -1)
         columns, size = patches(piece, window)
@@ -140,7 +140,7 @@ def _depthwise(x: Array, weight: Array, window: Window, multiplier: int) -> Arra
     source = np.repeat(x, multiplier, axis=1) if multiplier > 1 else x
     taps = weight.reshape(len(weight), -1)
     views = windows(source, window)
-    total = views[0] * taps[:, 0, None, None]
+    total: Array = views[0] * taps[:, 0, None, None]
     product = np.empty_like(total)
     for place, view in enumerate(views[1:], start=1):
         np.multiply(view, taps[:, place, None, None], out=product)
@@ -150,7 +150,7 @@ def _depthwise(x: Array, weight: Array, window: Window, multiplier: int) -> Arra
 
 def matmul_pairs(rows: Array, columns: Array, raw_offset: int | None) -> Array:
     """Return ``rows @ columns`` for weights `columns` (K, M), with pairs saturating unless exact."""
-    total = np.matmul(rows, columns)
+    total: Array = np.matmul(rows, columns)
     if raw_offset is None:
         return total
     shape = total.shape

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from edgeattn.errors import RecipeError
 
 __all__ = [
+    "NEAR_TIE",
     "Arithmetic",
     "Real",
     "as_float32",
@@ -20,8 +21,11 @@ __all__ = [
 ]
 
 Array = NDArray[Any]
+NEAR_TIE = 1e-3
+"""Of a step: more than float32 errs by in requantizing an accumulator, and far less than any mistake."""
+
 _CHOICES = {
-    "rounding": ("half-even", "half-away"),
+    "rounding": ("half-even", "half-away", "tie-up", "tie-down"),
     "bias": ("int32", "float"),
     "accumulate": ("exact", "vpmaddubsw", "vpmaddubsw-onednn"),
     "float_dtype": ("float32", "bfloat16"),
@@ -34,7 +38,9 @@ class Arithmetic:
 
     Attributes:
         rounding: Of values that lie right between two steps: ``"half-even"``, as ONNX says and x86 does,
-            or ``"half-away"`` from zero, as ARM's kernels do.
+            or ``"half-away"`` from zero, as ARM's kernels do. To tell what may round either way in
+            float32: ``"tie-up"`` and ``"tie-down"`` send what lies within a thousandth of a step of a tie up
+            and down.
         bias: ``"int32"``: rounded to a step of the accumulator, as ONNX Runtime, TensorRT and ARM add it;
             ``"float"``: added behind the accumulator unrounded, as OpenVINO does.
         accumulate: ``"exact"``, or ``"vpmaddubsw"``: as on x86 without VNNI, where products of
@@ -46,7 +52,7 @@ class Arithmetic:
         RecipeError: If a value is none of those.
     """
 
-    rounding: Literal["half-even", "half-away"] = "half-even"
+    rounding: Literal["half-even", "half-away", "tie-up", "tie-down"] = "half-even"
     bias: Literal["int32", "float"] = "int32"
     accumulate: Literal["exact", "vpmaddubsw", "vpmaddubsw-onednn"] = "exact"
     float_dtype: Literal["float32", "bfloat16"] = "float32"
@@ -87,7 +93,8 @@ class Real:
     def plain(self) -> NDArray[np.float32]:
         """Return the values in float32, as DequantizeLinear computes them from integers."""
         if self.limit is not None and self.scale.ndim == 0:
-            return np.multiply(self.steps, np.float32(self.scale), dtype=np.float32)
+            value: NDArray[np.float32] = np.multiply(self.steps, np.float32(self.scale), dtype=np.float32)
+            return value
         return self.wide().astype(np.float32)
 
     def moved(self, steps: Array) -> Real:
@@ -104,9 +111,16 @@ def as_float32(value: Array | Real) -> Array:
 
 def round_steps(values: NDArray[np.floating[Any]], rounding: str) -> NDArray[np.floating[Any]]:
     """Round to whole numbers; ties as `rounding` says."""
+    result: NDArray[np.floating[Any]]
     if rounding == "half-even":
-        return np.rint(values)
-    return np.copysign(np.floor(np.abs(values) + 0.5), values)
+        result = np.rint(values)
+    elif rounding == "half-away":
+        result = np.copysign(np.floor(np.abs(values) + 0.5), values)
+    elif rounding == "tie-up":
+        result = np.floor(values + (0.5 + NEAR_TIE))
+    else:
+        result = np.ceil(values - (0.5 + NEAR_TIE))
+    return result
 
 
 def quantize(value: Array | Real, scale: Array, zero_point: Array, axis: int, rounding: str) -> Array:
@@ -139,7 +153,8 @@ def quantize(value: Array | Real, scale: Array, zero_point: Array, axis: int, ro
     # What is not a number becomes 0, deliberately and everywhere, not by the processor's choice.
     if not np.isfinite(steps.sum()):
         steps = np.nan_to_num(steps, nan=0.0)
-    return steps.astype(zero_point.dtype)
+    integers: Array = steps.astype(zero_point.dtype)
+    return integers
 
 
 def round_bfloat16(values: Array) -> Array:
@@ -148,4 +163,5 @@ def round_bfloat16(values: Array) -> Array:
         return values
     bits = np.ascontiguousarray(values).view(np.uint32)
     rounded = (bits + (0x7FFF + ((bits >> 16) & 1)).astype(np.uint32)) & np.uint32(0xFFFF0000)
-    return rounded.view(np.float32)
+    widened: Array = rounded.view(np.float32)
+    return widened

@@ -184,7 +184,7 @@ def _average_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
 
 
 def _sum(views: Sequence[Array]) -> Array:
-    total = views[0].copy()
+    total: Array = views[0].copy()
     for view in views[1:]:
         total += view
     return total

@@ -272,7 +272,7 @@ class Program:
             across = self.arithmetic.accumulate == "vpmaddubsw"
             group = attribute(node, "group", 1)
             total = convolve(steps, kernels, window, group, raw, pairs_across_places=across)
-            shape = (1, -1, 1, 1)
+            shape: tuple[int, ...] = (1, -1, 1, 1)
         else:
             if node.op_type == "Gemm" and attribute(node, "transA", 0):
                 steps = steps.T

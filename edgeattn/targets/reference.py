@@ -60,7 +60,7 @@ class Reference(RuntimeTarget):
     def __init__(
         self,
         *,
-        rounding: Literal["half-even", "half-away"] = "half-even",
+        rounding: Literal["half-even", "half-away", "tie-up", "tie-down"] = "half-even",
         bias: Literal["int32", "float"] = "int32",
         accumulate: Literal["exact", "vpmaddubsw", "vpmaddubsw-onednn"] = "exact",
         float_dtype: Literal["float32", "bfloat16"] = "float32",
