@@ -27,7 +27,6 @@ __all__ = [
     "print_bench",
     "print_json",
     "print_line",
-    "print_parity",
     "print_report",
     "print_steps",
     "print_table",
@@ -193,33 +192,6 @@ def _forms(forms: Mapping[str, str]) -> str:
     names = list(forms.values())
     others = Counter(names[1:])
     return names[0] + "".join(f", {name} in {count}" for name, count in others.items() if name != names[0])
-
-
-def print_parity(result: Mapping[str, Any]) -> None:
-    """Print how far each target is from the float network, and where it begins to drift."""
-    console = open_console()
-    rows, remarks = [], []
-    for name, entry in result.get("targets", {}).items():
-        sqnr = entry.get("sqnr_db")
-        rows.append(
-            (
-                name,
-                str(entry.get("status", "ok")),
-                _percent(entry.get("agreement")),
-                _NOTHING if sqnr is None else f"{sqnr:.1f} dB",
-                _NOTHING if entry.get("max_abs_diff") is None else f"{entry['max_abs_diff']:.3g}",
-            )
-        )
-        if entry.get("first_drift"):
-            remarks.append(f"{name}: drifts first at {entry['first_drift']}")
-        remarks += [f"{name}: {entry[key]}" for key in ("reason", "error") if entry.get(key)]
-    print_table(console, ("target", "status", "agreement", "SQNR", "max |diff|"), rows, left=2)
-    for pair, entry in result.get("between", {}).items():
-        first, second = pair.split("/")
-        sqnr = "identical" if entry.get("identical") else f"{entry['sqnr_db']:.1f} dB"
-        print_line(console, f"{first} and {second} agree on {_percent(entry['agreement'])} ({sqnr})")
-    for remark in remarks:
-        print_line(console, remark)
 
 
 # ------------------------------------------------------------------------------------ helpers

@@ -240,9 +240,11 @@ class _Preparation:
             student.eval()
             trained = export_float(student, shape)
             learned = read_back(quantized, trained, plan, placement)
-            if recipe.quant.ptq.headroom:
+            headroom = recipe.quant.ptq.headroom
+            if headroom != "none":
                 chosen = images[:: max(1, len(images) // HEADROOM_IMAGES)]
-                learned = leave_headroom(learned, Graph(trained.model), placement, chosen).plan
+                graph = Graph(trained.model)
+                learned = leave_headroom(learned, graph, placement, chosen, proven=headroom == "proven").plan
             learned.save(folder / "plan.json")
             save_weights(student, folder / "qat.safetensors")
             return {"history": history_of(result, "qat")}

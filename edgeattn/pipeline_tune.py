@@ -48,7 +48,7 @@ _PLAIN = PtqConfig(
     range_estimator="minmax",
     equalization=False,
     importance=False,
-    headroom=False,
+    headroom="none",
     tuning_steps=0,
 )
 

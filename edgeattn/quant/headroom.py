@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.pairs import pair_safe_scales
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import QuantParams, QuantPlan, quantize_weight
 from edgeattn.quant.simulation import batches_of, simulated
@@ -66,6 +67,8 @@ def leave_headroom(
     place: Placement,
     images: Sequence[NDArray[np.float32]],
     progress: Progress | None = None,
+    *,
+    proven: bool = False,
 ) -> Headroom:
     """Widen the weight scales of output channels whose pairs of products saturate on `images`.
 
@@ -75,10 +78,11 @@ def leave_headroom(
         place: Gives the axes of the weights.
         images: Arrays (1, C, H, W).
         progress: Called with (done, total).
+        proven: Widen until no image at all can make a pair saturate, whatever that costs.
     """
     network = simulated(graph, plan, "u8", place.weights)
     layers = [node for node in network.graph.nodes if _adds_pairs(node, network.graph, plan)]
-    samples = _sample(network, layers, plan, images)
+    samples = {} if proven else _sample(network, layers, plan, images)
     adjusted = simulated(graph, plan.model_copy(update={"weights": {}}), "u8", place.weights).constants
     weights = dict(plan.weights)
     factors = []
@@ -88,8 +92,12 @@ def leave_headroom(
         name, axis = node.input[1], place.weights[node.input[1]]
         rows = np.moveaxis(adjusted[name].numpy(), axis, 0)
         zero_point = plan.activations[node.input[0]].params("u8").zero_point
-        factor = _best_factors(samples[name], rows, np.asarray(weights[name]), zero_point)
-        weights[name] = (np.asarray(weights[name]) * factor).tolist()
+        scales = np.asarray(weights[name])
+        if proven:
+            factor = pair_safe_scales(rows, scales, 0) / scales
+        else:
+            factor = _best_factors(samples[name], rows, scales, zero_point)
+        weights[name] = (scales * factor).tolist()
         factors.append(factor)
     if progress:
         progress(len(layers), len(layers))

@@ -141,10 +141,12 @@ def _with_headroom(
     config: PtqConfig,
 ) -> QuantPlan:
     """Return the plan with room in 16-bit sums, and note what that costs."""
-    if not config.headroom:
+    if config.headroom == "none":
         return plan
     start = time.perf_counter()
-    found = leave_headroom(plan, graph, place, _spread(images, HEADROOM_IMAGES))
+    found = leave_headroom(
+        plan, graph, place, _spread(images, HEADROOM_IMAGES), proven=config.headroom == "proven"
+    )
     seconds = time.perf_counter() - start
     if found.widened:
         name = f"headroom: {found.widened} of {found.channels} channels, {found.bits:.2f} bits each"

@@ -23,7 +23,12 @@ from edgeattn.quant.plan import QuantPlan, quantize_weight
 from edgeattn.quant.ptq import make_plan
 
 PLAIN = PtqConfig(
-    nncf=False, equalization=False, importance=False, tuning_steps=0, headroom=False, range_estimator="minmax"
+    nncf=False,
+    equalization=False,
+    importance=False,
+    tuning_steps=0,
+    headroom="none",
+    range_estimator="minmax",
 )
 
 
@@ -149,7 +154,21 @@ def test_the_engine_on_this_cpu_computes_what_was_planned() -> None:
 
 def test_planning_leaves_headroom_and_says_what_it_costs() -> None:
     model, images = _loud(), _bright()
-    plan = make_plan(model, images, PLAIN.model_copy(update={"headroom": True}))
+    plan = make_plan(model, images, PLAIN.model_copy(update={"headroom": "measured"}))
     assert plan.ladder[-1].step.startswith("headroom: ")
     assert plan.ladder[-1].kept
     assert plan.weights == _headroom(model, _planned(model, images), images).plan.weights
+
+
+def test_proven_headroom_holds_for_every_image() -> None:
+    model, images = _loud(), _bright(count=2)
+    dark = [image * 0.01 for image in images]
+    plan = _planned(model, images)
+    place = place_quantizers(model)
+    # Dark images saturate nothing, so measuring changes nothing; a proof does not look at images.
+    assert leave_headroom(plan, Graph(model), place, dark).widened == 0
+    proven = leave_headroom(plan, Graph(model), place, dark, proven=True).plan
+    integers = quantize_weight(
+        Graph(model).constants["first.weight"], np.asarray(proven.weights["first.weight"])
+    ).reshape(6, 4, 2)
+    assert 255 * np.abs(integers.astype(int).sum(axis=2)).max() <= PAIR_LIMIT
