@@ -141,7 +141,7 @@ def _attention_tax(root: Path) -> str:
         try:
             rows += [_tax_row(value, row) for row in value["rows"]]
             cpu = value["environment"]["cpu"]
-            machines.add(f"{_cell(str(cpu['model']))}, {cpu['usable_cores']} cores usable")
+            machines.add(_processor(cpu))
         except (KeyError, TypeError) as exc:
             raise ArtifactError(
                 f"{path} is not a result of tests.benchmarks.attention_tax: {exc!r}. Run the benchmark again."
@@ -207,7 +207,8 @@ def _attentions(root: Path) -> str:
 
     rows = []
     for entry in (attentions.get(name) for name in attentions):
-        link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})"
+        is_arxiv = entry.paper[:4].isdigit()
+        link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if is_arxiv else entry.paper
         rows.append((f"`{entry.name}`", entry.title, link, entry.placement, ", ".join(entry.edge_forms)))
     return _markdown(("name", "mechanism", "paper", "place", "exact forms"), rows, left=5)
 
@@ -261,12 +262,20 @@ def _cell(text: str) -> str:
     return plain_text(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def _processor(cpu: Mapping[str, Any]) -> str:
+    """Name a processor, with the instructions that decide how fast and how exact INT8 is on x86."""
+    known = cpu.get("instruction_sets") or []
+    names = {"avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2 without VNNI"}
+    vector = next((name for flag, name in names.items() if flag in known), "")
+    cores = cpu.get("usable_cores")
+    parts = [_cell(str(cpu.get("model"))), vector, f"{cores} cores usable" if cores else ""]
+    return ", ".join(part for part in parts if part)
+
+
 def _machine(report: Report) -> str:
     cpu = report.environment.get("cpu")
-    model = str(cpu.get("model")) if isinstance(cpu, dict) else "a machine that was not recorded"
-    cores = cpu.get("usable_cores") if isinstance(cpu, dict) else None
     gpus = report.environment.get("gpus")
-    parts = [_cell(model), f"{cores} cores usable" if cores else ""]
+    parts = [_processor(cpu) if isinstance(cpu, dict) else "a machine that was not recorded"]
     parts += [_cell(str(gpu)) for gpu in gpus] if isinstance(gpus, list) else []
     return ", ".join(part for part in parts if part)
 
