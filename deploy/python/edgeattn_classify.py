@@ -31,7 +31,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 __all__ = ["Classifier", "ImageError", "KitError", "Label", "SelfTest", "Service", "main"]
 
@@ -211,6 +211,8 @@ def decode_image(data: bytes, max_pixels: int = MAX_PIXELS) -> Image.Image:
             rgb = _to_rgb(image)
     except ImageError:
         raise
+    except UnidentifiedImageError as exc:
+        raise ImageError(f"this is none of {', '.join(_FORMATS)}") from exc
     except Image.DecompressionBombError as exc:
         raise ImageTooLarge(f"the image is too large: {exc}") from exc
     except Exception as exc:  # decoders raise nearly anything on hostile bytes
@@ -510,12 +512,12 @@ class Refused(Exception):
         status: HTTP status.
         message: What is wrong and what would help.
         close: Whether the connection cannot go on: its body was not read.
+        allow: The method that would be right.
     """
 
-    def __init__(self, status: int, message: str, *, close: bool = False) -> None:
+    def __init__(self, status: int, message: str, *, close: bool = False, allow: str = "") -> None:
         super().__init__(message)
-        self.status = status
-        self.close = close
+        self.status, self.close, self.allow = status, close, allow
 
 
 class _Disconnected(Exception):
@@ -894,12 +896,10 @@ def _path_of(head: bytes) -> str:
 
 
 class _Request(NamedTuple):
-    method: str
     path: str
     query: str
     content_type: str
     body: bytes | bytearray
-    keep: bool
 
 
 class _Connection:
@@ -908,7 +908,7 @@ class _Connection:
     def __init__(self, service: Service, client: socket.socket, *, crowded: bool) -> None:
         self._service, self._socket, self._crowded = service, client, crowded
         self._buffer = bytearray()
-        self._idle = True
+        self._idle, self._keep = True, False
 
     def serve(self) -> None:
         """Answer until either side is done."""
@@ -928,30 +928,31 @@ class _Connection:
                 self._socket.shutdown(socket.SHUT_RD)
 
     def _serve_one(self) -> bool:
-        path, keep, started = "-", False, time.perf_counter()
+        path, allow, started = "-", "", time.perf_counter()
+        self._keep = False
         try:
             head = self._read_head()
             started = time.perf_counter()
             path = _path_of(head)
             with contextlib.ExitStack() as holds:
                 request = self._read_request(head, holds)
-                keep = request.keep and not self._crowded
                 body, content_type = self._service.answer(request, crowded=self._crowded)
             status = 200
         except Refused as exc:
-            status, keep = exc.status, keep and not exc.close
+            status, allow = exc.status, exc.allow
+            self._keep = self._keep and not exc.close
             body, content_type = _json({"error": str(exc)})
         except (_Disconnected, OSError):
             raise
         except Exception as exc:  # a defect must cost one answer, not the connection or the service
-            status, keep = 500, False
+            status, self._keep = 500, False
             body, content_type = _json({"error": f"unexpected {type(exc).__name__}"})
             print(f"defect: {exc!r}", file=sys.stderr)
-        keep = keep and not self._service.stopping.is_set()
+        keep = self._keep and not self._service.stopping.is_set()
         seconds = time.perf_counter() - started
         # Counted before it is sent, so that whoever has the answer finds it in the metrics.
         self._service.metrics.request(path if path in _PATHS else "other", status, seconds)
-        self._send(status, body, content_type, keep)
+        self._send(status, body, content_type, keep, allow)
         if self._service.log is not None:
             self._service.log(f"{path[:200]!r} {status} {len(body)} bytes {seconds * 1e3:.1f} ms")
         return keep
@@ -1008,12 +1009,13 @@ class _Connection:
         except ValueError:
             raise Refused(400, "the request's target is malformed", close=True) from None
         body = self._read_body(headers, holds)
+        self._keep = keep
         allowed = _PATHS.get(url.path)
         if allowed is None:
-            raise Refused(404, f"there is {', '.join(_PATHS)}", close=not keep)
+            raise Refused(404, f"there is {', '.join(_PATHS)}")
         if method != allowed:
-            raise Refused(405, f"{url.path} takes {allowed}", close=not keep)
-        return _Request(method, url.path, url.query, headers.get("content-type", "image"), body, keep)
+            raise Refused(405, f"{url.path} takes {allowed}", allow=allowed)
+        return _Request(url.path, url.query, headers.get("content-type", ""), body)
 
     def _read_body(self, headers: dict[str, str], holds: contextlib.ExitStack) -> bytes | bytearray:
         if "transfer-encoding" in headers:
@@ -1060,13 +1062,15 @@ class _Connection:
             raise _Disconnected
         return count
 
-    def _send(self, status: int, body: bytes, content_type: str, keep: bool) -> None:
+    def _send(self, status: int, body: bytes, content_type: str, keep: bool, allow: str) -> None:
         head = (
             f"HTTP/1.1 {status} {_REASONS[status]}\r\nContent-Type: {content_type}\r\n"
             f"Content-Length: {len(body)}\r\nX-Content-Type-Options: nosniff\r\n"
             f"Connection: {'keep-alive' if keep else 'close'}\r\n"
         ).encode()
         extra = _RETRY_AFTER if status in (429, 503) else b""
+        if allow:
+            extra += f"Allow: {allow}\r\n".encode()
         self._socket.settimeout(_BODY_SECONDS)
         self._socket.sendall(head + extra + b"\r\n" + body)
 
