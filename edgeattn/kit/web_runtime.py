@@ -157,7 +157,9 @@ def _from_npm() -> dict[RuntimeFile, bytes]:
                 check=False,
             )
         except (OSError, subprocess.TimeoutExpired) as exc:
-            raise ArtifactError(f"npm could not fetch {RUNTIME_NAME} {RUNTIME_VERSION}: {exc}. {_OTHERWISE}") from exc
+            raise ArtifactError(
+                f"npm could not fetch {RUNTIME_NAME} {RUNTIME_VERSION}: {exc}. {_OTHERWISE}"
+            ) from exc
         archives = sorted(Path(scratch).glob("*.tgz"))
         if done.returncode != 0 or len(archives) != 1:
             said = " ".join((done.stderr or done.stdout).split())[-300:] or f"exit code {done.returncode}"
