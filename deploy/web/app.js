@@ -206,51 +206,50 @@ function showResult(result) {
   if (!live || shared.results % 5 === 0) showFigures(stats.summary(), Boolean(live));
 }
 
+/** Classify the first example at once, so that nobody has to find a picture first; then list them. */
 async function showExamples(images) {
   // Some of each kind: the photographs may be sorted by class.
   const step = Math.max(1, images.length / EXAMPLES);
-  const chosen = Array.from({ length: Math.min(EXAMPLES, images.length) }, (_, i) => images[Math.floor(i * step)]);
-  const buttons = chosen.map(({ file, label }) => {
-    const button = document.createElement("button");
-    const image = document.createElement("img");
+  const list = element("examples");
+  list.replaceChildren();
+  // One file after the other: small servers do not take many connections at a time.
+  for (let i = 0; i < Math.min(EXAMPLES, images.length); i++) {
+    const { file, label } = images[Math.floor(i * step)];
     const name = label === null ? file : `photograph of ${model.classes[label]}`;
-    image.src = `model/${file}`;
-    image.alt = `Example: ${name}`;
-    button.type = "button";
-    button.setAttribute("aria-pressed", "false");
-    button.append(image);
-    button.addEventListener("click", async () => {
-      try {
-        const bytes = await fetchChecked(`model/${file}`, model.files[file]);
-        await openPicture(new Blob([bytes]), name);
-        markExample(button);
-      } catch (error) {
-        showProblem(error);
-      }
-    });
-    return button;
-  });
-  element("examples").replaceChildren(
-    ...buttons.map((button) => {
-      const item = document.createElement("li");
-      item.append(button);
-      return item;
-    }),
-  );
-  element("examples-block").hidden = false;
-  // An answer at once: nobody has to find a picture first.
-  const [first] = chosen;
-  const bytes = await fetchChecked(`model/${first.file}`, model.files[first.file]);
-  if (!live && !still) {
-    await openPicture(new Blob([bytes]), buttons[0].firstChild.alt);
-    markExample(buttons[0]);
+    const blob = new Blob([await fetchChecked(`model/${file}`, model.files[file])]);
+    const button = exampleButton(blob, name);
+    if (i === 0 && !live && !still) {
+      await openPicture(blob, name);
+      markExample(button);
+    }
+    const item = document.createElement("li");
+    item.append(button);
+    list.append(item);
+    element("examples-block").hidden = false;
   }
+}
+
+function exampleButton(blob, name) {
+  const button = document.createElement("button");
+  const image = document.createElement("img");
+  image.src = URL.createObjectURL(blob);
+  image.alt = `Example: ${name}`;
+  button.type = "button";
+  button.setAttribute("aria-pressed", "false");
+  button.append(image);
+  button.addEventListener("click", async () => {
+    hideProblem();
+    await openPicture(blob, name);
+    markExample(button);
+  });
+  return button;
 }
 
 function markExample(chosen) {
   for (const button of element("examples").querySelectorAll("button")) {
-    button.setAttribute("aria-pressed", String(button === chosen));
+    button.setAttribute("aria-pressed", "false");
   }
+  chosen?.setAttribute("aria-pressed", "true");
 }
 
 // ------------------------------------------------------------------ camera and video files

@@ -3,7 +3,7 @@
 /** What the page says about each kind of map. */
 export const HEAT_KINDS = {
   evidence: {
-    label: "Evidence for the answer",
+    label: "Evidence",
     text:
       "Bright: places that speak for the first answer. It is the classifier's own weights applied before " +
       "the last pooling (a class activation map), so its mean is the answer's score.",

@@ -1,5 +1,8 @@
 // Files are used only if their SHA-256 is the one that was recorded when the kit was made.
 
+const ATTEMPTS = 3;
+const RETRY_AFTER_MS = 200;
+
 /** What went wrong and what to do about it, in words for the person in front of the page. */
 export class KitError extends Error {
   /**
@@ -34,15 +37,7 @@ export async function sha256(bytes) {
  */
 export async function fetchChecked(url, expected) {
   const name = new URL(url, globalThis.location.href).pathname.split("/").slice(-2).join("/");
-  let response;
-  try {
-    response = await fetch(url);
-  } catch (error) {
-    throw new KitError(
-      `The file ${name} could not be loaded (${error.message}).`,
-      "Check the connection and that the server still runs, then reload the page.",
-    );
-  }
+  const response = await fetchPatiently(url, name);
   if (!response.ok) {
     throw new KitError(
       `The server answered ${response.status} for the file ${name}.`,
@@ -59,6 +54,23 @@ export async function fetchChecked(url, expected) {
     );
   }
   return bytes;
+}
+
+/** Small servers refuse a connection now and then; one failure is no reason to stop. */
+async function fetchPatiently(url, name) {
+  for (let attempt = 1; ; attempt++) {
+    try {
+      return await fetch(url);
+    } catch (error) {
+      if (attempt === ATTEMPTS) {
+        throw new KitError(
+          `The file ${name} could not be loaded (${error.message}).`,
+          "Check the connection and that the server still runs, then reload the page.",
+        );
+      }
+      await new Promise((resolve) => setTimeout(resolve, RETRY_AFTER_MS * attempt));
+    }
+  }
 }
 
 // ------------------------------------------------------------------ SHA-256 (FIPS 180-4) without crypto.subtle
