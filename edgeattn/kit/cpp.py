@@ -20,7 +20,7 @@ KIND = KitKind(
     summary="a C++ library with a C interface, and a command",
     write_program=_write_program,
     next_steps=(
-        "cmake -S . -B build -DOpenVINO_DIR=\"$(python3 cmake/find_openvino.py)\"",
+        'cmake -S . -B build -DOpenVINO_DIR="$(python3 cmake/find_openvino.py)"',
         "cmake --build build",
         "ctest --test-dir build --output-on-failure",
         "build/edgeattn-classify --cache build/cache model/images/0001.jpg",
