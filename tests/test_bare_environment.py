@@ -60,6 +60,10 @@ def test_targets_say_what_is_missing(repository: Path) -> None:
     statuses = json.loads(run_command(["targets", "--json"], repository))
     assert {"ort-cpu", "openvino-cpu", "tensorrt-rtx"} <= {status["name"] for status in statuses}
     for status in statuses:
+        if status["name"] == "reference":
+            # It needs nothing but what edgeattn itself needs.
+            assert status["availability"]["can_run"]
+            continue
         assert not status["availability"]["can_run"]
         assert "edgeattn[" in status["availability"]["install"]
 

@@ -16,8 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from edgeattn.errors import ModelError, RecipeError
 from edgeattn.onnx_graph import Graph
 from edgeattn.targets import get_target
-from edgeattn.targets._reference_integer import convolve, exact_dtype
-from edgeattn.targets._reference_numbers import round_bfloat16
+from edgeattn.targets._reference.integer import convolve, exact_dtype
+from edgeattn.targets._reference.numbers import round_bfloat16
 from edgeattn.targets.reference import make_program
 
 
@@ -112,7 +112,9 @@ def networks(draw: st.DrawFn) -> tuple[onnx.ModelProto, NDArray[np.float32]]:
         y = net.pair(y, 2.0**-4, kind(7))
     flat = net.add("Flatten", net.add("GlobalMaxPool", y))
     head = net.random.integers(-127, 128, (outputs, 3))
-    logits = net.add("Gemm", flat, net.weight(head, np.full(3, 2.0**-7), 1), net.const(np.zeros(3, np.float32)))
+    logits = net.add(
+        "Gemm", flat, net.weight(head, np.full(3, 2.0**-7), 1), net.const(np.zeros(3, np.float32))
+    )
     return net.model(logits), net.random.normal(size=net.shape).astype(np.float32) * 4
 
 
@@ -199,9 +201,7 @@ def test_depthwise_and_grouped_convolutions_agree_with_a_dense_one() -> None:
         for output in range(12):
             start = output // (12 // group) * (6 // group)
             dense[output, start : start + 6 // group] = weight[output]
-        np.testing.assert_array_equal(
-            convolve(x, weight, window, group), convolve(x, dense, window, 1)
-        )
+        np.testing.assert_array_equal(convolve(x, weight, window, group), convolve(x, dense, window, 1))
 
 
 def test_accumulators_are_exact_or_refused() -> None:
