@@ -15,7 +15,7 @@ from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.targets.reference import make_program
 
 if TYPE_CHECKING:
-    from edgeattn.targets._reference_program import Program
+    from edgeattn.targets._reference.program import Program
 
 __all__ = ["find_causes", "inner_pairs", "quantized_tensors", "without_pairs"]
 

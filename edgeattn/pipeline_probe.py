@@ -11,7 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +30,7 @@ from edgeattn.targets.reference import make_program
 __all__ = ["LayerParity", "compare_layers", "cut_model"]
 
 _IN, _OUT = ".given", ".got"
+_OFF_GRID = 1e-3
 _FLOAT_BIAS = frozenset({"openvino-cpu"})
 Array = NDArray[Any]
 
@@ -46,6 +47,9 @@ class LayerParity:
         removed_pairs: Quantized tensors of the exported graph that the target's lowering does not round.
         int8_convolutions: Of the cut engine ...
         int8_convolutions_whole: ... and of the whole one: equal if both use the same kernels.
+        drift: End to end, on the first image: share of each tensor's integers that are not the reference's.
+        same_outputs: Whether the cut engine, run on its own integers until nothing changes, gives the whole
+            engine's outputs bit for bit: then the pieces compute what the whole computes.
     """
 
     images: int
@@ -54,6 +58,8 @@ class LayerParity:
     removed_pairs: tuple[str, ...]
     int8_convolutions: int | None
     int8_convolutions_whole: int | None
+    drift: tuple[tuple[str, float], ...] = ()
+    same_outputs: bool | None = None
 
     @property
     def first_error(self) -> LayerDifference | None:
@@ -74,6 +80,8 @@ class LayerParity:
             "removed_pairs": list(self.removed_pairs),
             "int8_convolutions": self.int8_convolutions,
             "int8_convolutions_whole": self.int8_convolutions_whole,
+            "drift": [{"name": name, "different_share": share} for name, share in self.drift],
+            "same_outputs": self.same_outputs,
             "layers": [layer.to_json() for layer in self.layers],
         }
 
@@ -165,36 +173,33 @@ def compare_layers(
     parameters = {name: reference.parameters(name) for name in keys}
     tallies = {name: LayerTally(name, module_of(name), int(parameters[name][1])) for name in keys}
     kept: dict[str, list[tuple[Array, Array]]] = {name: [] for name in keys}
-    feeds_of: list[tuple[dict[str, Array], dict[str, Array]]] = []
+    runs: list[tuple[dict[str, Array], dict[str, Array]]] = []
+    drift: tuple[tuple[str, float], ...] = ()
+    same: bool | None = None
     source, output = graph.input_names[0], graph.output_names[0]
     worst_output = 0.0
-    pieces = cut_model(executed, keys)
     with (
         tempfile.TemporaryDirectory(prefix="edgeattn-cut-") as folder,
-        _opened(pieces, executed, target, Path(folder)) as (session, counts),
+        _opened(cut_model(executed, keys), executed, target, Path(folder)) as (cut, whole, counts),
     ):
+        pieces = _Pieces(cut, source, output, parameters)
         for done, image in enumerate(images):
-            given = reference.run({source: image}, keys)
-            expected = reference.run({source: image}, keys, given)
-            feeds = {source: image}
+            expected = reference.run({source: image}, keys)
+            got, result = pieces.infer(image, expected)
             for name in keys:
-                feeds[f"{name}{_IN}"] = _dequantize(given[name], *parameters[name])
-            got = session.infer(feeds)
-            for name in keys:
-                scale, zero = parameters[name]
-                steps = got[f"{name}{_OUT}"].astype(np.float64) / float(scale) + float(zero)
-                # float32 cannot hold every multiple of a scale exactly.
-                near = np.rint(steps)
-                steps = np.where(np.abs(steps - near) < 1e-3, near, steps)
-                tallies[name].add(expected[name], steps)
-                kept[name].append((expected[name], steps))
-            feeds_of.append(({source: image}, given))
+                tallies[name].add(expected[name], got[name])
+                kept[name].append((expected[name], got[name]))
+            runs.append(({source: image}, expected))
             span = float(np.abs(expected[output]).max()) or 1.0
-            worst_output = max(worst_output, float(np.abs(expected[output] - got[output]).max()) / span)
+            worst_output = max(worst_output, float(np.abs(expected[output] - result).max()) / span)
+            if done == 0:
+                own, own_result = pieces.settle(image, expected)
+                drift = tuple((name, float(np.mean(own[name] != expected[name]))) for name in keys)
+                same = bool(np.array_equal(own_result, whole.infer({source: image})[output]))
             if progress:
                 progress(done + 1, len(images))
     suspects = [name for name, tally in tallies.items() if not tally.is_plain()]
-    findings = find_causes(right, other, suspects, parameters, kept, feeds_of, options)
+    findings = find_causes(right, other, suspects, parameters, kept, runs, options)
     return LayerParity(
         images=len(images),
         layers=tuple(tallies[name].result(findings.get(name)) for name in keys),
@@ -202,25 +207,84 @@ def compare_layers(
         removed_pairs=tuple(removed),
         int8_convolutions=counts[0],
         int8_convolutions_whole=counts[1],
+        drift=drift,
+        same_outputs=same,
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pieces:
+    """The engine of a cut graph.
+
+    Attributes:
+        session: Open.
+        source: The graph's input.
+        output: The graph's output.
+        parameters: Scale and zero point of every tensor that the graph is cut at.
+    """
+
+    session: Session
+    source: str
+    output: str
+    parameters: Mapping[str, tuple[Array, Array]]
+
+    def infer(self, image: Array, integers: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+        """Run every piece from given integers; return what each wrote, in steps, and the output."""
+        results = self.session.infer(self._feeds(image, integers))
+        got = {name: self._steps(name, results[f"{name}{_OUT}"]) for name in self.parameters}
+        return got, results[self.output]
+
+    def settle(self, image: Array, integers: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+        """Run on what the pieces wrote themselves until nothing changes: as the whole runs.
+
+        After each pass at least one more piece has the inputs that it has in the whole.
+        """
+        feeds = self._feeds(image, integers)
+        for _ in range(len(self.parameters) + 1):
+            results = self.session.infer(feeds)
+            changed = [
+                n for n in self.parameters if not np.array_equal(results[f"{n}{_OUT}"], feeds[f"{n}{_IN}"])
+            ]
+            if not changed:
+                break
+            for name in changed:
+                feeds[f"{name}{_IN}"] = results[f"{name}{_OUT}"]
+        got = {
+            name: _whole(self._steps(name, results[f"{name}{_OUT}"]), zero)
+            for name, (_, zero) in self.parameters.items()
+        }
+        return got, results[self.output]
+
+    def _feeds(self, image: Array, integers: Mapping[str, Array]) -> dict[str, Array]:
+        feeds = {self.source: image}
+        for name, (scale, zero) in self.parameters.items():
+            steps = integers[name].astype(np.float32) - np.float32(zero)
+            feeds[f"{name}{_IN}"] = steps * np.float32(scale)
+        return feeds
+
+    def _steps(self, name: str, values: Array) -> Array:
+        scale, zero = self.parameters[name]
+        steps = values.astype(np.float64) / float(scale) + float(zero)
+        # float32 cannot hold every multiple of a scale exactly.
+        near = np.rint(steps)
+        return np.where(np.abs(steps - near) < _OFF_GRID, near, steps)
+
+
+def _whole(steps: Array, zero: Array) -> Array:
+    limits = np.iinfo(zero.dtype)
+    return np.clip(np.rint(steps), limits.min, limits.max).astype(zero.dtype)
 
 
 @contextlib.contextmanager
 def _opened(
     pieces: ModelProto, whole: ModelProto, target: Target, folder: Path
-) -> Iterator[tuple[Session, tuple[int | None, int | None]]]:
-    """Open the engine of the pieces, and count the convolutions of both that run in INT8."""
+) -> Iterator[tuple[Session, Session, tuple[int | None, int | None]]]:
+    """Open the engines of the pieces and of the whole, and count their convolutions that run in INT8."""
     counts, engines = [], []
     for stem, model in (("pieces", pieces), ("whole", whole)):
         (folder / stem).mkdir()
         artifact = save_artifact(model, folder / f"{stem}.onnx", target.profile)
         engines.append(target.build(artifact, folder / stem))
         counts.append(engines[-1].details.get("int8_convolutions"))
-    with target.open(engines[0]) as session:
-        yield session, (counts[0], counts[1])
-
-
-def _dequantize(integers: Array, scale: Array, zero: Array) -> NDArray[np.float32]:
-    steps = integers.astype(np.float32) - np.float32(zero)
-    value: NDArray[np.float32] = steps * np.float32(scale)
-    return value
+    with target.open(engines[0]) as first, target.open(engines[1]) as second:
+        yield first, second, (counts[0], counts[1])

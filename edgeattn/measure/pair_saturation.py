@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
 
-from edgeattn.lower.patterns import dequantize_of, dequantized_constant
-from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.pairs import pair_weights
+
+if TYPE_CHECKING:
+    from onnx import ModelProto
+
+    from edgeattn.onnx_graph import Graph
 
 __all__ = ["PairSaturation", "prove_pair_saturation"]
 
@@ -59,6 +61,9 @@ def prove_pair_saturation(
         model: QDQ, in either profile: signed activations are made unsigned by adding 128, as kernels do.
         largest: By name of integers that a QuantizeLinear writes, the largest one seen in each channel.
     """
+    from edgeattn.lower.patterns import dequantized_constant
+    from edgeattn.onnx_graph import Graph, attribute
+
     graph = Graph(model)
     results = []
     for node in graph.nodes:
@@ -81,6 +86,8 @@ def prove_pair_saturation(
 
 def _source(graph: Graph, name: str) -> str | None:
     """Return the integers that a product reads, through what only moves them."""
+    from edgeattn.lower.patterns import dequantize_of
+
     while True:
         pair = dequantize_of(graph, name)
         if pair is not None:

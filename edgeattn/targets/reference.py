@@ -34,7 +34,7 @@ from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Output
 if TYPE_CHECKING:
     from onnx import ModelProto, NodeProto
 
-    from edgeattn.targets._reference_program import Program
+    from edgeattn.targets._reference.program import Program
 
 __all__ = ["Reference", "load_program", "make_program"]
 
@@ -65,7 +65,7 @@ class Reference(RuntimeTarget):
         accumulate: Literal["exact", "vpmaddubsw", "vpmaddubsw-onednn"] = "exact",
         float_dtype: Literal["float32", "bfloat16"] = "float32",
     ) -> None:
-        from edgeattn.targets._reference_numbers import Arithmetic
+        from edgeattn.targets._reference.numbers import Arithmetic
 
         self._arithmetic = Arithmetic(rounding, bias, accumulate, float_dtype)
 
@@ -192,7 +192,7 @@ def load_program(path: Path, arithmetic: Any = None) -> Program:
     """
     import onnx
 
-    from edgeattn.targets._reference_program import Program
+    from edgeattn.targets._reference.program import Program
 
     try:
         model = onnx.load(str(path))
@@ -214,7 +214,7 @@ def make_program(model: ModelProto, **options: Any) -> Program:
         ModelError: If it cannot be executed.
         RecipeError: If an option is not valid.
     """
-    from edgeattn.targets._reference_numbers import Arithmetic
-    from edgeattn.targets._reference_program import Program
+    from edgeattn.targets._reference.numbers import Arithmetic
+    from edgeattn.targets._reference.program import Program
 
     return Program(model, Arithmetic(**options))

@@ -16,8 +16,8 @@ from onnx.reference import ReferenceEvaluator
 from edgeattn.errors import ModelError, RecipeError
 from edgeattn.onnx_graph import Graph
 from edgeattn.targets import get_target
-from edgeattn.targets._reference_integer import convolve, exact_dtype
-from edgeattn.targets._reference_numbers import round_bfloat16
+from edgeattn.targets._reference.integer import convolve, exact_dtype
+from edgeattn.targets._reference.numbers import round_bfloat16
 from edgeattn.targets.reference import make_program
 
 

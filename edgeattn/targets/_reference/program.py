@@ -20,9 +20,9 @@ from onnx import ModelProto, NodeProto
 
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph, attribute
-from edgeattn.targets._reference_integer import convolve, exact_dtype, matmul_pairs
-from edgeattn.targets._reference_numbers import Arithmetic, Real, as_float32, quantize, round_bfloat16
-from edgeattn.targets._reference_ops import AVERAGING, FLOAT, MOVING, fallback, window_of
+from edgeattn.targets._reference.integer import convolve, exact_dtype, matmul_pairs
+from edgeattn.targets._reference.numbers import Arithmetic, Real, as_float32, quantize, round_bfloat16
+from edgeattn.targets._reference.ops import AVERAGING, FLOAT, MOVING, fallback, window_of
 
 __all__ = ["Program"]
 

@@ -15,7 +15,7 @@ from onnx import NodeProto
 
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import attribute
-from edgeattn.targets._reference_integer import Window, windows
+from edgeattn.targets._reference.integer import Window, windows
 
 __all__ = ["AVERAGING", "FLOAT", "MOVING", "fallback", "reduced_axes", "window_of"]
 
