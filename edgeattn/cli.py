@@ -23,7 +23,7 @@ from edgeattn.cli_options import (
 )
 from edgeattn.cli_parity import PARITY_EXAMPLES, parity
 from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
-from edgeattn.cli_setup import setup_app
+from edgeattn.cli_setup import SETUP_EXAMPLES, setup
 
 __all__ = ["app", "main"]
 
@@ -281,7 +281,7 @@ def tune(
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)
-app.add_typer(setup_app)
+app.command(epilog=SETUP_EXAMPLES)(setup)
 app.command(epilog=KIT_EXAMPLES)(kit)
 app.command(epilog=LINT_EXAMPLES)(lint)
 app.command(epilog=CATALOGUE_EXAMPLES)(catalogue)

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from edgeattn.cli_errors import handle_errors
 from edgeattn.cli_options import JsonOption, examples
 
-__all__ = ["setup_app"]
+__all__ = ["SETUP_EXAMPLES", "setup"]
 
-setup_app = typer.Typer(
-    name="setup",
-    help="Get what a target needs and pip cannot install.",
-    no_args_is_help=True,
-    rich_markup_mode=None,
+SETUP_EXAMPLES = examples(
+    "edgeattn setup arm64", "EDGEATTN_CACHE=/var/cache/edgeattn edgeattn setup arm64 --json"
 )
 
 
-@setup_app.callback()
-def _group() -> None:
-    # With a callback, a single command keeps its name.
-    pass
-
-
-@setup_app.command(
-    epilog=examples("edgeattn setup arm64", "EDGEATTN_CACHE=/var/cache/edgeattn edgeattn setup arm64 --json")
-)
 @handle_errors
-def arm64(
+def setup(
+    what: Annotated[Literal["arm64"], typer.Argument(metavar="TARGET", help="arm64.")],
     again: Annotated[bool, typer.Option("--again", help="Remove what is there and set up anew.")] = False,
     as_json: JsonOption = False,
 ) -> None:
-    """Real ARM64 runtimes for the target arm64, run by emulation.
+    """Get what a target needs and pip cannot install.
 
-    Debian's arm64 Python and the aarch64 wheels of ONNX Runtime and OpenVINO, 90 MB to download, go into the
-    cache folder ($EDGEATTN_CACHE, or else ~/.cache/edgeattn). Needs apt and qemu-user-static, not root.
-    Running it again does nothing; what an interrupted run downloaded is used.
+    arm64: Debian's arm64 Python and the aarch64 wheels of ONNX Runtime and OpenVINO, 90 MB to download, go
+    into the cache folder ($EDGEATTN_CACHE, or else ~/.cache/edgeattn), where QEMU runs them. Needs apt and
+    qemu-user-static, not root. Running it again does nothing; what an interrupted run downloaded is used.
     """
     from edgeattn.cli_output import print_json
     from edgeattn.progress import make_progress

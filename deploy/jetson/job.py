@@ -11,9 +11,10 @@ import time
 from pathlib import Path
 
 import numpy as np
+from failures import Lacking, RuntimeFailed
 from files import write_json
 from machine import describe_machine, read_state, support
-from runtimes import Lacking, RuntimeFailed, choose_runtime
+from runtimes import choose_runtime
 
 __all__ = ["Job", "JobError", "Run"]
 

@@ -63,8 +63,9 @@ def run_job(job_path: Path, runtime: str | None, again: bool) -> int:
 
 def check_here() -> int:
     """Print what this machine has and lacks."""
+    from failures import Lacking
     from machine import describe_machine, read_state, support
-    from runtimes import Lacking, choose_runtime
+    from runtimes import choose_runtime
 
     print(json.dumps({"machine": describe_machine(), "state": read_state()}, indent=1))
     found = 0

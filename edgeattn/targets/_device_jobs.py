@@ -26,7 +26,8 @@ from edgeattn.errors import ArtifactError, ModelError, ParityError, TargetUnavai
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.targets import jetson_support
 from edgeattn.targets._device_result import LARGEST_RESULT_BYTES, DeviceResult, parse_result
-from edgeattn.targets._transport import LinkDropped, Transport
+from edgeattn.targets._processes import LinkDropped
+from edgeattn.targets._transport import Transport
 
 __all__ = ["DeviceJobs", "kit_program"]
 
@@ -36,6 +37,8 @@ _GONE = 75
 _RESTARTS = 3
 # A builder may say nothing for many minutes.
 _SILENCE_SECONDS = 3600.0
+# A connection that lasted longer was one.
+_CONNECTED_SECONDS = 60.0
 _STARTED = "@started"
 _MARKS = (_STARTED, "@running", "@finished")
 _PROGRESS = re.compile(r"\[(\d{1,3})/(\d{1,3})\] (.{1,300})")
@@ -121,7 +124,7 @@ class DeviceJobs:
             home = f"{self.folder}/jobs/{job['id']}"
             self._patiently(lambda: self._send(files, sent, home))
             code = self._finish(home)
-            result = self._result(home, str(job["id"]), code)
+            result = self._result(home, str(job["id"]), code, files)
             outputs = None
             if feeds is not None and result.outputs is not None:
                 outputs = self._outputs(home, result, feeds, job["model"]["output"]["shape"])
@@ -168,12 +171,14 @@ class DeviceJobs:
                 heard += size
                 self._hear(line)
 
+            begun = time.monotonic()
             command = self._command(home, "--detach", "--follow", "--offset", str(position))
             try:
                 code, said = self._transport.run(command, on_line=hear, seconds=_SILENCE_SECONDS)
             except LinkDropped as exc:
                 position += heard
-                if heard:
+                # Patience is about a device that cannot be reached, not about a long job.
+                if heard or time.monotonic() - begun > _CONNECTED_SECONDS:
                     deadline = time.monotonic() + self._patience
                 if time.monotonic() > deadline:
                     raise
@@ -205,7 +210,7 @@ class DeviceJobs:
         if line:
             self._progress.note(line if match is None else match[3])
 
-    def _result(self, home: str, job_id: str, code: int) -> DeviceResult:
+    def _result(self, home: str, job_id: str, code: int, files: Mapping[str, Path]) -> DeviceResult:
         try:
             data = self._patiently(lambda: self._transport.get(f"{home}/result.json", LARGEST_RESULT_BYTES))
         except LinkDropped:
@@ -222,6 +227,10 @@ class DeviceJobs:
         self._forget(home)
         if result.error is None:
             raise TargetUnavailable(f"The job ended with exit code {code}, but its result names no error.")
+        if result.error.kind == "job":
+            # A file there may be damaged: the next call sends all of them again.
+            self._there.clear()
+            self._transport.run(["rm", "-f", f"{self.folder}/run.py", *(f"{self.folder}/{n}" for n in files)])
         message = " ".join(result.error.message.split())
         if result.error.kind == "runtime":
             raise ModelError(f"On the device: {message}.")

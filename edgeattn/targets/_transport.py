@@ -14,13 +14,12 @@ import re
 import shutil
 import subprocess
 import tempfile
-import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import IO, Protocol
+from typing import Protocol
 
 from edgeattn.errors import RecipeError, TargetUnavailable
+from edgeattn.targets._processes import KEPT_BYTES, LinkDropped, ended, run_process
 
 __all__ = ["LinkDropped", "LocalTransport", "SshTransport", "Transport", "check_word"]
 
@@ -30,13 +29,7 @@ _LINK_LOST = re.compile(
     r"Connection (closed|reset|to .* closed)|Broken pipe|Host key verification|Permission denied \(|Could not resolve"
     r"|Connection refused|timed out"
 )
-_LINE_BYTES = 4000
-_KEPT_BYTES = 20_000
 _RESUMED_BYTES = 1 << 20
-
-
-class LinkDropped(TargetUnavailable):
-    """The connection ended or was not made; trying again may help."""
 
 
 class Transport(Protocol):
@@ -124,7 +117,7 @@ class LocalTransport:
     ) -> tuple[int, str]:
         """Run a program in the home folder."""
         checked = [check_word(word) for word in words]
-        return _run(checked, on_line, seconds, cwd=self._home)
+        return run_process(checked, on_line, seconds, cwd=self._home)
 
     def put(self, files: Mapping[str, Path], folder: str) -> None:
         """Copy files."""
@@ -198,7 +191,7 @@ class SshTransport:
     ) -> tuple[int, str]:
         """Run a program in the user's home."""
         checked = [check_word(word) for word in words]
-        code, said = _run(["ssh", "-T", *self._options, "--", self.host, *checked], on_line, seconds)
+        code, said = run_process(["ssh", "-T", *self._options, "--", self.host, *checked], on_line, seconds)
         # ssh's own failures end with 255; what runs there must use other codes.
         if code == 255:
             raise self._explain(said)
@@ -254,11 +247,11 @@ class SshTransport:
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=errors
             )
-            with _ended(process):
+            with ended(process):
                 data = process.stdout.read(limit_bytes + 1) if process.stdout is not None else b""
                 code = process.wait() if len(data) <= limit_bytes else 0
             errors.seek(0)
-            said = errors.read(_KEPT_BYTES).decode(errors="replace")
+            said = errors.read(KEPT_BYTES).decode(errors="replace")
         if code == 255:
             raise self._explain(said)
         if code:
@@ -271,7 +264,7 @@ class SshTransport:
             stream.flush()
             command = ["sftp", "-q", "-b", stream.name, *self._options, "--", self.host]
             # A transfer says nothing while it goes on; a dead link is noticed by the keep-alive.
-            code, said = _run(command, None, 3600.0)
+            code, said = run_process(command, None, 3600.0)
         # sftp ends with 1 as well when its ssh lost the link.
         if code == 255 or (code and _LINK_LOST.search(said)):
             raise self._explain(said)
@@ -313,72 +306,6 @@ class SshTransport:
         if "Could not resolve" in said or "Bad configuration option" in said or "No such file" in said:
             return TargetUnavailable(f"There is no way to {host}: {text}. Check the name and ~/.ssh/config.")
         return LinkDropped(f"The connection to {host} failed: {text or 'ssh gave no reason'}.")
-
-
-def _run(
-    command: Sequence[str],
-    on_line: Callable[[str, int], None] | None,
-    seconds: float,
-    cwd: Path | None = None,
-) -> tuple[int, str]:
-    """Run a program here, hear its lines, and end it after `seconds` of silence."""
-    try:
-        process = subprocess.Popen(
-            list(command),
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env={**os.environ, "LC_ALL": "C"},
-        )
-    except OSError as exc:
-        raise TargetUnavailable(
-            f"{command[0]} cannot be started: {exc.strerror}. Install it: apt-get install openssh-client"
-        ) from exc
-    heard = time.monotonic()
-    silent = threading.Event()
-    done = threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.2):
-            if time.monotonic() - heard > seconds:
-                silent.set()
-                process.kill()
-                return
-
-    watcher = threading.Thread(target=watch, daemon=True)
-    watcher.start()
-    kept = ""
-    with _ended(process):
-        stdout: IO[bytes] | None = process.stdout
-        # A line without an end must not fill the memory.
-        while stdout is not None and (data := stdout.readline(_LINE_BYTES)):
-            heard = time.monotonic()
-            text = data.decode(errors="replace")
-            kept = (kept + text)[-_KEPT_BYTES:]
-            if on_line is not None and data.endswith(b"\n"):
-                on_line("".join(c for c in text if c.isprintable()), len(data))
-            elif on_line is not None:
-                on_line("", len(data))
-        code = process.wait()
-        done.set()
-    watcher.join()
-    if silent.is_set():
-        raise LinkDropped(f"{command[0]} said nothing for {seconds:g} s and was ended.")
-    return code, kept
-
-
-@contextlib.contextmanager
-def _ended(process: subprocess.Popen[bytes]) -> Iterator[None]:
-    """Leave no process behind, whatever happens."""
-    try:
-        yield
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
-        if process.stdout is not None:
-            process.stdout.close()
 
 
 def _within(data: bytes, path: str, limit_bytes: int) -> bytes:

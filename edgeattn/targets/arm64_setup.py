@@ -108,8 +108,7 @@ class Arm64Environment:
         return [*command, str(root / "usr" / "bin" / f"python{self.python}"), "-B", *arguments]
 
 
-def cache_folder() -> Path:
-    """Return the folder of what edgeattn keeps between runs."""
+def _cache() -> Path:
     own = os.environ.get("EDGEATTN_CACHE")
     if own:
         return Path(own)
@@ -117,7 +116,7 @@ def cache_folder() -> Path:
 
 
 def _folder() -> Path:
-    return cache_folder() / "arm64"
+    return _cache().absolute() / "arm64"
 
 
 def _environment_folder() -> Path:
@@ -183,6 +182,12 @@ def setup_arm64(*, again: bool = False, progress: Progress | None = None) -> Arm
     progress = progress or SilentProgress()
     _check_programs()
     folder = _environment_folder()
+    # The separators of search paths and of QEMU's options, and what apt's configuration would end at.
+    if odd := set(str(folder)) & set(':,";\n'):
+        raise ArtifactError(
+            f"ARM64 cannot be set up in {str(folder)!r}: {' '.join(map(repr, sorted(odd)))} cannot be in its path. "
+            "Choose another folder with EDGEATTN_CACHE."
+        )
     with _locked(_folder()):
         if again:
             _remove(folder)
@@ -253,8 +258,6 @@ class _Apt:
             path.mkdir(parents=True, exist_ok=True)
         # Nothing is installed in it, so apt fetches everything that the packages need.
         (folder / "state" / "status").write_bytes(b"")
-        if set(str(folder)) & set('";\n'):
-            raise ArtifactError(f"apt cannot work in {folder!r}. Choose another EDGEATTN_CACHE.")
         self._config = folder / "apt.conf"
         self._config.write_text(
             'APT::Architecture "arm64";\n'

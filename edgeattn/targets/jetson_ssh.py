@@ -42,7 +42,8 @@ class JetsonSsh(RuntimeTarget):
         python: The interpreter there; None: ``EDGEATTN_JETSON_PYTHON``, or else ``python3``.
         runtime: ``"auto"``, ``"tensorrt"``, ``"trtexec"`` or ``"ort"``; None: ``EDGEATTN_JETSON_RUNTIME``, or
             else ``auto``: the first that works there.
-        folder: Where kits go, below the home folder there.
+        folder: Where kits go, below the home folder there; None: ``EDGEATTN_JETSON_FOLDER``, or else
+            ``.edgeattn``.
         patience_seconds: How long a lost device is waited for.
         optimization_level: How hard TensorRT's builder searches, 0 to 5; None: its default.
         tf32: Whether what stays float32 may be computed in TF32.
@@ -64,7 +65,7 @@ class JetsonSsh(RuntimeTarget):
         config: Path | str | None = None,
         python: str | None = None,
         runtime: str | None = None,
-        folder: str = ".edgeattn",
+        folder: str | None = None,
         patience_seconds: float = 300.0,
         optimization_level: int | None = None,
         tf32: bool = True,
@@ -86,7 +87,7 @@ class JetsonSsh(RuntimeTarget):
         if transport is None and host is not None:
             self._transport = SshTransport(host, config=Path(config) if config is not None else None)
         self._where = host or ("this machine" if transport is not None else "")
-        self._folder = check_word(folder)
+        self._folder = check_word(folder or os.environ.get("EDGEATTN_JETSON_FOLDER") or ".edgeattn")
         self._patience = patience_seconds
         self._progress = progress
         self._probed: Availability | None = None

@@ -234,7 +234,7 @@ def test_other_pixels_than_the_expected_outputs_were_computed_from_are_refused(t
 @pytest.fixture
 def parts(monkeypatch: pytest.MonkeyPatch, kit: Path) -> Iterator[Any]:
     """Import the kit's modules by their own names, and forget them afterwards."""
-    names = ("files", "gpu", "job", "jetson_support", "machine", "runtimes")
+    names = ("failures", "files", "gpu", "job", "jetson_support", "machine", "runtimes", "trtexec")
     monkeypatch.syspath_prepend(str(kit))
     yield importlib.import_module
     for name in names:
@@ -283,16 +283,16 @@ def test_a_jetsons_files_are_read(parts: Any, tmp_path: Path) -> None:
 
 
 def test_trtexec_is_told_to_build_and_measure_the_same_in_10_and_11(parts: Any) -> None:
-    runtimes = parts("runtimes")
+    trtexec = parts("trtexec")
     options = {"optimization_level": 3, "tf32": False}
     plan = {"warmup_runs": 1, "min_runs": 64, "min_seconds": 1.0}
-    assert "--stronglyTyped" in runtimes.trtexec_build_flags((10, 3, 0), options)
-    assert "--stronglyTyped" not in runtimes.trtexec_build_flags((11, 4, 1), options)
-    old, new = (runtimes.trtexec_time_flags(version, plan) for version in ((10, 3, 0), (11, 4, 1)))
+    assert "--stronglyTyped" in trtexec.trtexec_build_flags((10, 3, 0), options)
+    assert "--stronglyTyped" not in trtexec.trtexec_build_flags((11, 4, 1), options)
+    old, new = (trtexec.trtexec_time_flags(version, plan) for version in ((10, 3, 0), (11, 4, 1)))
     assert set(old) - set(new) == {"--noDataTransfers", "--useSpinWait"}
     assert set(new) - set(old) == {"--noCudaGraph"}
     for version in ((10, 3, 0), (11, 4, 1)):
-        flags = runtimes.trtexec_build_flags(version, options) + runtimes.trtexec_time_flags(version, plan)
+        flags = trtexec.trtexec_build_flags(version, options) + trtexec.trtexec_time_flags(version, plan)
         # What TensorRT 11 removed, and what would make it another engine.
         assert not {"--int8", "--fp16", "--best", "--calib"} & {flag.split("=")[0] for flag in flags}
 

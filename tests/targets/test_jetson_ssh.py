@@ -23,7 +23,8 @@ from edgeattn.errors import ArtifactError, ModelError, RecipeError, TargetUnavai
 from edgeattn.measure import run_session
 from edgeattn.targets import Engine, TimingPlan, get_target, load_engine, save_engine
 from edgeattn.targets._device_jobs import DeviceJobs
-from edgeattn.targets._transport import LinkDropped, SshTransport
+from edgeattn.targets._processes import LinkDropped
+from edgeattn.targets._transport import SshTransport
 from edgeattn.targets.base import session_properties
 
 pytest.importorskip("onnxruntime", reason="the device of these tests runs ONNX Runtime")

@@ -113,7 +113,7 @@ def test_unknown_and_reserved_names() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'openvino-cpu'"):
         get_target("openvino")
     with pytest.raises(TargetUnavailable, match="reserved"):
-        get_target("jetson-ssh")
+        get_target("ort-web")
 
 
 @pytest.mark.parametrize("change", [{"min_runs": 0}, {"warmup_runs": -1}, {"threads": 0}, {"min_seconds": 0}])
