@@ -17,7 +17,6 @@ from edgeattn.lint import LINT_TARGETS, RULES, fix_graph, lint_graph, rules_for
 from edgeattn.lower import lower_model
 from edgeattn.onnx_graph import Graph
 
-
 ZERO = np.int8(0)
 
 
