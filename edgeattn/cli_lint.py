@@ -60,7 +60,7 @@ def lint(
     findings = lint_graph(graph, target)
     plans = {}
     if plan:
-        plans = {"as it is": plan_dla(graph), "with small pools": plan_dla(graph, split_pools=True)}
+        plans = {"as it is": plan_dla(graph), "with --fix": plan_dla(graph, respelled=True)}
     fixed: Sequence[str] = ()
     left: list[Finding] = []
     if fix is not None:

@@ -157,7 +157,9 @@ class _JointCoord(EdgeForm):
         self.conv1 = source.conv1
         self.bn1 = source.bn1
         self.act = source.act
-        self.conv = StackedConv(source.conv2, source.conv3)
+        self.conv2 = source.conv2
+        self.conv3 = source.conv3
+        self.conv = StackedConv(self.conv2, self.conv3)
         self.sigmoid = nn.Sigmoid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:

@@ -238,20 +238,23 @@ class DoubledBiasConv(DerivedConv2d):
 
 
 class StackedConv(DerivedConv2d):
-    """Two 1x1 convolutions of one map as one, their outputs behind each other; (N, M, H, W) -> (N, 2C, H, W)."""
+    """Two 1x1 convolutions of one map as one, their outputs behind each other; (N, M, H, W) -> (N, 2C, H, W).
+
+    The two stay the parts of whoever made them, under their own keys.
+    """
 
     def __init__(self, first: nn.Conv2d, second: nn.Conv2d) -> None:
         super().__init__()
-        self.first = first
-        self.second = second
+        # In a tuple modules are not registered a second time.
+        self._sources = (first, second)
 
     def derived_weight(self) -> torch.Tensor:
         """Return both weights, shape (2C, M, 1, 1)."""
-        return torch.cat([self.first.weight, self.second.weight])
+        return torch.cat([source.weight for source in self._sources])
 
     def derived_bias(self) -> torch.Tensor | None:
         """Return both biases, shape (2C,)."""
-        first, second = self.first.bias, self.second.bias
+        first, second = (source.bias for source in self._sources)
         return None if first is None or second is None else torch.cat([first, second])
 
 

@@ -16,6 +16,7 @@ from onnx import NodeProto
 
 from edgeattn.lint.base import View, name_of
 from edgeattn.lint.dla_support import MAX_LOADABLES, TRANSPARENT, why_not_dla
+from edgeattn.lower.explicit_swish import ExplicitSwish
 from edgeattn.lower.split_pools import SplitPools
 from edgeattn.onnx_graph import Graph
 
@@ -82,16 +83,18 @@ class DlaPlan:
         }
 
 
-def plan_dla(graph: Graph, *, split_pools: bool = False) -> DlaPlan:
+def plan_dla(graph: Graph, *, respelled: bool = False) -> DlaPlan:
     """Cut a graph by the published support tables.
 
     Args:
         graph: With fixed shapes; not changed.
-        split_pools: Plan the graph with means and maxima spelled as chains of small pools.
+        respelled: Plan the graph with means and maxima spelled as chains of small pools, and h-swish as
+            products and clips.
     """
-    if split_pools:
+    if respelled:
         graph = Graph(graph.to_model())
         SplitPools()(graph)
+        ExplicitSwish()(graph)
     graph = Graph(graph.to_model())
     graph.sort()
     view = View(graph)
@@ -119,7 +122,7 @@ def choose_for_dla(candidates: Mapping[str, Graph]) -> tuple[str, dict[str, DlaP
     Args:
         candidates: One graph for each form of the same network, by the form's name.
     """
-    plans = {name: plan_dla(graph, split_pools=True) for name, graph in candidates.items()}
+    plans = {name: plan_dla(graph, respelled=True) for name, graph in candidates.items()}
     return min(
         plans, key=lambda name: (len(plans[name].parts), plans[name].on_dla - plans[name].operations)
     ), plans

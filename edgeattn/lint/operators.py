@@ -8,6 +8,7 @@ from onnx import NodeProto
 
 from edgeattn.lint.base import Evidence, Rule, View, name_of
 from edgeattn.lint.dla_support import why_not_dla
+from edgeattn.lower.explicit_swish import ExplicitSwish
 from edgeattn.lower.half_remainder import is_int8
 from edgeattn.lower.split_pools import SplitPools
 from edgeattn.onnx_graph import Graph, attribute
@@ -112,6 +113,11 @@ def _concat_for_dla(view: View) -> Iterator[Evidence]:
             yield Evidence(name_of(node), node.output[0], reason)
 
 
+def _spell_for_dla(graph: Graph) -> bool:
+    changed = [SplitPools()(graph), ExplicitSwish()(graph)]
+    return any(changed)
+
+
 RULES = (
     Rule(
         "OPS001",
@@ -125,8 +131,8 @@ RULES = (
     Rule(
         "OPS002",
         "a Transpose between INT8 layers",
-        "INT8 kernels keep channels in groups, so that it costs a reformat before and behind it.",
-        frozenset({"tensorrt", "dla", "openvino", "ort"}),
+        "GPU kernels keep INT8 channels in groups, so that it costs a reformat before and behind it.",
+        frozenset({"tensorrt", "dla"}),
         "warning",
         _transposes,
     ),
@@ -162,7 +168,7 @@ RULES = (
         frozenset({"dla"}),
         "warning",
         _not_for_dla,
-        lambda graph: SplitPools()(graph),
+        _spell_for_dla,
     ),
     Rule(
         "DLA002",

@@ -9,7 +9,8 @@ from onnx import NodeProto
 
 from edgeattn.export.extents import read_extents
 from edgeattn.lower.gates import source_of
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.lower.patterns import dequantize_weight, dequantized_constant
+from edgeattn.onnx_graph import Array, Graph, attribute
 
 __all__ = ["bound_extents"]
 
@@ -91,10 +92,17 @@ _JOINING = frozenset({"Concat", "Add", "Sub", "Sum", "Mul"})
 
 
 def _convolved(graph: Graph, node: NodeProto, largest: float) -> float | None:
-    weight = graph.constant(node.input[1])
+    weight = _weight(graph, node.input[1])
     bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
     if weight is None or bias is None:
         return None
     axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
     rows = np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)).sum(axis=1)
     return float(rows.max() * largest + np.abs(bias).max(initial=0.0))
+
+
+def _weight(graph: Graph, name: str) -> Array | None:
+    quantized = dequantized_constant(graph, name)
+    if quantized is None:
+        return graph.constant(name)
+    return dequantize_weight(quantized)

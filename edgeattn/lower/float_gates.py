@@ -15,8 +15,8 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from edgeattn.lower.gates import find_gates
-from edgeattn.lower.patterns import dequantized_constant, remove_pair
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.lower.patterns import dequantize_weight, dequantized_constant, remove_pair
+from edgeattn.onnx_graph import Graph
 
 __all__ = ["FloatGates"]
 
@@ -134,12 +134,8 @@ def _dequantize_weight(graph: Graph, node: NodeProto) -> bool:
     constant = dequantized_constant(graph, node.input[1])
     if constant is None:
         return False
-    axis = int(attribute(constant.node, "axis", 1))
-    shape = [1] * constant.integers.ndim
-    if constant.scale.size > 1:
-        shape[axis] = -1
-    steps = constant.integers.astype(np.float64) - constant.zero_point.astype(np.float64).reshape(shape)
+    weight = dequantize_weight(constant)
     name = graph.fresh_name(f"{constant.node.input[0].removesuffix('.quantized')}.float")
-    graph.constants[name] = (steps * constant.scale.astype(np.float64).reshape(shape)).astype(np.float32)
+    graph.constants[name] = weight.astype(np.float32)
     node.input[1] = name
     return True

@@ -31,7 +31,7 @@ _SMALLEST_NORMAL = 2.0**-14
 _MARGIN = 4.0  # images that nobody calibrated with may reach further
 _INT8 = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 _FUSED = frozenset({"Relu", "Clip", "Add"})
-_FREE = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast"})
+_FREE = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
 _POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool"})
 _MOVES = frozenset({"Reshape", "Flatten", "Transpose", "Concat", "Slice", "Split", "Squeeze", "Unsqueeze"})
 
@@ -136,7 +136,10 @@ def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
 
 
 def _is_bias(node: NodeProto, name: str) -> bool:
-    # A bias is added to what it is far smaller than, so that its own last digits do not matter.
+    # A bias is added to what it is far smaller than, so that its own last digits do not matter, and a bound
+    # beyond float16 bounds nothing there.
+    if node.op_type == "Clip":
+        return name in node.input[1:]
     return node.op_type in _INT8 and name in node.input[2:]
 
 
@@ -184,4 +187,4 @@ def _cast_outputs(graph: Graph, chosen: list[NodeProto]) -> None:
 
 
 def _cast(source: str, result: str, element_type: int) -> NodeProto:
-    return helper.make_node("Cast", [source], [result], name=result, to=element_type)
+    return helper.make_node("Cast", [source], [result], name=f"{result}.cast", to=element_type)
