@@ -91,7 +91,7 @@ def make_catalogue(
     settings = settings or CatalogueSettings()
     names = choose_names(only)
     require("torch", purpose="measuring the catalogue")
-    from edgeattn.pipeline_catalogue_row import Bench, measure_row
+    from edgeattn.pipeline_catalogue_row import Bench, measure_row, measure_tax
 
     progress = progress or SilentProgress()
     rows_folder = out / "rows"
@@ -99,7 +99,7 @@ def make_catalogue(
     bench = Bench(settings)
     try:
         for done, name in enumerate(names):
-            progress.update("catalogue", done, len(names))
+            progress.update("modules", done, len(names))
             path = rows_folder / f"{name}.json"
             fingerprint = _fingerprint(name, settings)
             old = _read_row(path)
@@ -107,11 +107,23 @@ def make_catalogue(
                 continue
             row = measure_row(name, bench)
             accuracy = old.get("accuracy") if old else None
-            write_json(path, {**row, "accuracy": accuracy, "fingerprint": fingerprint})
+            write_json(path, {**row, "accuracy": accuracy, "fingerprint": fingerprint, "has_tax": False})
             progress.note(f"{name}: {describe_verdicts(row)}")
+        progress.update("modules", len(names), len(names))
+        # Networks take longer than modules: the table is whole before they begin.
+        for done, name in enumerate(names):
+            progress.update("networks", done, len(names))
+            path = rows_folder / f"{name}.json"
+            saved = _read_row(path)
+            if saved is None or saved.get("has_tax"):
+                continue
+            ran = [target for target, result in saved["targets"].items() if result["status"] == "ok"]
+            for target, tax in measure_tax(name, ran, bench).items():
+                saved["targets"][target] |= tax
+            write_json(path, {**saved, "has_tax": True})
+        progress.update("networks", len(names), len(names))
     finally:
         bench.close()
-    progress.update("catalogue", len(names), len(names))
     table = {
         "schema_version": _SCHEMA_VERSION,
         "settings": settings.model_dump(mode="json"),
