@@ -124,14 +124,15 @@ def make_catalogue(
         progress.update("networks", len(names), len(names))
     finally:
         bench.close()
-    table = {
+    rows = load_rows(out)
+    table: dict[str, Any] = {
         "schema_version": _SCHEMA_VERSION,
         "settings": settings.model_dump(mode="json"),
         "environment": describe_environment(),
         "targets": {name: _describe_target(name) for name in settings.targets},
-        "rows": load_rows(out),
+        "rows": rows,
     }
-    table["summary"] = summarize(table["rows"])
+    table["summary"] = summarize(rows)
     write_json(out / "catalogue.json", table)
     return table
 

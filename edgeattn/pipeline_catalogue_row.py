@@ -273,7 +273,7 @@ def quantize(network: nn.Module, shape: Sequence[int], bench: Bench, *, quick: b
         plan = make_plan(floating, images, config, gates=regions)
         last = plan.ladder[-1]
         profiles: tuple[Profile, ...] = ("u8", "s8")
-        graphs = {profile: emit_qdq(floating, plan, profile) for profile in profiles}
+        graphs: dict[str, ModelProto] = {profile: emit_qdq(floating, plan, profile) for profile in profiles}
         sqnr = {"u8": last.sqnr_db_u8, "s8": last.sqnr_db_s8}
         if found is None or sqnr["u8"] > found.sqnr_db["u8"]:
             found = Quantized(floating, graphs, sqnr, policy)
