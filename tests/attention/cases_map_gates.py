@@ -164,7 +164,7 @@ def residual_attention(x: Array, w: Weights, options: Options) -> Array:
 
 def scconv(x: Array, w: Weights, options: Options) -> Array:
     r, stride, groups = (
-        options["pooling_ratio"],
+        options.get("pooling_ratio", 4),
         options.get("stride", 1),
         max(1, options.get("groups", 1) // 2),
     )
