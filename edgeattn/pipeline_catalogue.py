@@ -27,6 +27,8 @@ __all__ = [
     "CATALOGUE_TARGETS",
     "CatalogueSettings",
     "choose_names",
+    "choose_targets",
+    "load_catalogue",
     "load_rows",
     "make_catalogue",
     "summarize",
@@ -65,6 +67,34 @@ def choose_names(only: Sequence[str]) -> tuple[str, ...]:
             hint = close_matches_hint(name, attentions)
             raise RecipeError(f"Unknown attention {name!r}. {hint}")
     return tuple(only) or attentions.names()
+
+
+def choose_targets(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the targets to measure on.
+
+    Raises:
+        RecipeError: If there is no such target, here or elsewhere.
+    """
+    known = dict.fromkeys((*target_names(), *CATALOGUE_TARGETS))
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"Unknown target {name!r}. {close_matches_hint(name, known)}")
+    return tuple(names)
+
+
+def load_catalogue(path: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a saved table, or the rows of some mechanisms.
+
+    Raises:
+        ArtifactError: If the file is no catalogue.
+        RecipeError: If a name is unknown.
+    """
+    names = choose_names(only)
+    table = read_json(path)
+    if not isinstance(table, dict) or table.get("schema_version") != _SCHEMA_VERSION or "rows" not in table:
+        raise ArtifactError(f"{path} is no catalogue of this version; `edgeattn catalogue` writes one.")
+    rows = [row for row in table["rows"] if row["name"] in names]
+    return {**table, "rows": rows, "summary": summarize(rows)}
 
 
 def make_catalogue(

@@ -10,10 +10,19 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from edgeattn.attention import attentions
+from edgeattn.cli import app
 from edgeattn.errors import ArtifactError, RecipeError
-from edgeattn.pipeline_catalogue import CatalogueSettings, choose_names, make_catalogue, summarize
+from edgeattn.pipeline_catalogue import (
+    CatalogueSettings,
+    choose_names,
+    choose_targets,
+    load_catalogue,
+    make_catalogue,
+    summarize,
+)
 from edgeattn.report_catalogue import render_catalogue
 
 SETTINGS = CatalogueSettings(
@@ -88,6 +97,26 @@ def test_names_are_checked() -> None:
     assert choose_names(()) == attentions.names()
     with pytest.raises(RecipeError, match="Did you mean 'coord'"):
         choose_names(("cord",))
+
+
+def test_a_saved_table_is_shown_again(measured: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    out, table = measured
+    page = tmp_path / "page.html"
+    arguments = ["catalogue", "--from", str(out / "catalogue.json"), "--only", "gct", "--html", str(page)]
+    shown = CliRunner().invoke(app, [*arguments, "--json"])
+    assert shown.exit_code == 0, shown.output
+    assert [row["name"] for row in json.loads(shown.stdout)["rows"]] == ["gct"]
+    assert "Gated Channel Transformation" in page.read_text(encoding="utf-8")
+    assert "gct" in CliRunner().invoke(app, arguments).stdout
+    with pytest.raises(ArtifactError, match="is no catalogue"):
+        load_catalogue(out / "rows" / "gct.json")
+    assert table["rows"] == load_catalogue(out / "catalogue.json")["rows"]
+
+
+def test_targets_are_checked() -> None:
+    assert choose_targets(["ort-cpu", "reference"]) == ("ort-cpu", "reference")
+    with pytest.raises(RecipeError, match="Did you mean 'ort-cpu'"):
+        choose_targets(["ort-cp"])
 
 
 def test_all_44_mechanisms_are_listed() -> None:
