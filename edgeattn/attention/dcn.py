@@ -21,6 +21,7 @@ from torch.nn import functional
 
 from edgeattn.attention.base import ConvolutionAttention, EdgeForm
 from edgeattn.attention.layers import DerivedConv2d
+from edgeattn.errors import ModelError
 
 __all__ = ["DeformableConvolution"]
 
@@ -81,31 +82,44 @@ class DeformableConvolution(ConvolutionAttention):
         return _DeformableEdge(self, height, width, form)
 
 
-class _GridOffsets(DerivedConv2d):
-    """The offset convolution with its outputs sorted (all x, all y, all m) and in GridSample's units."""
+class _OffsetPart(DerivedConv2d):
+    """Some outputs of the offset convolution, in another order and scale.
+
+    Offsets and modulation are convolved apart: in one INT8 tensor they would share a scale, and offsets in
+    GridSample's units are much smaller.
+
+    Args:
+        source: The offset convolution.
+        order: Its outputs to compute.
+        scale: What each of them is multiplied by.
+        owns: Whether this module has the Parameters in its state dict, which only one can.
+    """
 
     order: torch.Tensor
     scale: torch.Tensor
 
-    def __init__(self, source: nn.Conv2d, taps: int, height: int, width: int) -> None:
+    def __init__(self, source: nn.Conv2d, order: torch.Tensor, scale: torch.Tensor, *, owns: bool) -> None:
         super().__init__()
-        self.weight, self.bias = source.weight, source.bias
+        # A list hides Parameters from torch, which finds them in the module that owns them.
+        self._shared = [source.weight, source.bias]
+        if owns:
+            self.weight, self.bias = source.weight, source.bias
         self.padding = (source.kernel_size[0] // 2, source.kernel_size[1] // 2)
         self.stride = source.stride[0]
-        order = torch.arange(3 * taps)
-        order[: 2 * taps] = torch.arange(2 * taps).reshape(taps, 2).flip(1).T.reshape(-1)
-        scale = torch.ones(3 * taps, dtype=torch.float64)
-        scale[:taps], scale[taps : 2 * taps] = 2.0 / width, 2.0 / height
         self.register_buffer("order", order.to(source.weight.device), persistent=False)
         self.register_buffer("scale", scale.to(source.weight), persistent=False)
 
     def derived_weight(self) -> torch.Tensor:
-        """Return the sorted and scaled weight."""
-        return self.weight[self.order] * self.scale[:, None, None, None]
+        """Return the chosen rows of the weight, scaled."""
+        weight = self._shared[0]
+        if weight is None:
+            raise ModelError("The offset convolution of dcn lost its weight.")
+        return weight[self.order] * self.scale[:, None, None, None]
 
     def derived_bias(self) -> torch.Tensor | None:
-        """Return the sorted and scaled bias."""
-        return None if self.bias is None else self.bias[self.order] * self.scale
+        """Return the chosen biases, scaled."""
+        bias = self._shared[1]
+        return None if bias is None else bias[self.order] * self.scale
 
     def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Convolve `x` with the layer's stride."""
@@ -126,7 +140,12 @@ class _DeformableEdge(EdgeForm):
     def __init__(self, source: DeformableConvolution, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
         self.kernel, self.taps = source.kernel_size, source.kernel_size**2
-        self.conv_offset = _GridOffsets(source.conv_offset, self.taps, height, width)
+        # From (y, x) pairs for each tap to all x, then all y.
+        order = torch.arange(2 * self.taps).reshape(self.taps, 2).flip(1).T.reshape(-1)
+        scale = torch.tensor([2.0 / width, 2.0 / height], dtype=torch.float64).repeat_interleave(self.taps)
+        self.conv_offset = _OffsetPart(source.conv_offset, order, scale, owns=True)
+        rest = torch.arange(2 * self.taps, 3 * self.taps)
+        self.modulation = _OffsetPart(source.conv_offset, rest, torch.ones(self.taps), owns=False)
         self.conv = source.conv
         rows, columns = -(-height // source.stride), -(-width // source.stride)
         y, x = _base_places(rows, columns, self.kernel, source.stride)
@@ -138,10 +157,8 @@ class _DeformableEdge(EdgeForm):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_size(x)
-        predicted = self.conv_offset(x)
-        offsets = functional.pixel_shuffle(predicted.narrow(1, 0, 2 * self.taps), self.kernel)
-        grid = offsets.permute(0, 2, 3, 1) + self.base
-        sampled = functional.grid_sample(x, grid, align_corners=False)
-        open_ = functional.pixel_shuffle(predicted.narrow(1, 2 * self.taps, self.taps), self.kernel).sigmoid()
-        result: torch.Tensor = self.conv(sampled * (2 * open_))
+        offsets = functional.pixel_shuffle(self.conv_offset(x), self.kernel)
+        sampled = functional.grid_sample(x, offsets.permute(0, 2, 3, 1) + self.base, align_corners=False)
+        opened = functional.pixel_shuffle(self.modulation(x).sigmoid() * 2, self.kernel)
+        result: torch.Tensor = self.conv(sampled * opened)
         return result

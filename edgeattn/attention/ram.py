@@ -43,8 +43,9 @@ class Exploration:
 
 
 class RecurrentAttention(Mechanism):
-    """RAM, keys ``see``, ``where``, ``join_see``, ``join_where``, ``remember``, ``read``, ``move``, ``classify``,
-    ``expect``.
+    """RAM.
+
+    Keys ``see``, ``where``, ``join_see``, ``join_where``, ``remember``, ``read``, ``move``, ``classify``, ``expect``.
 
     Args:
         channels: Channels of the image.

@@ -5,7 +5,7 @@ The channels are halved. The first half is calibrated:
 joined. Each of K2, K3 is a convolution and a batch norm. Shapes: (N, C, H, W) -> (N, C_out, H', W').
 
 Deviations: up is bilinear, as in the paper; the authors' code calls ``F.interpolate`` with its default, nearest
-(`upsample`). The batch norm behind K1 and K4 is that of the network, behind the convolution replaced here. As
+(`upsample`). Where a map is smaller than the pool, all of it is pooled. The batch norm behind K1 and K4 is that of the network, behind the convolution replaced here. As
 in their code, only K1 and K4 have the stride. Their 1x1 convolutions that halve the channels are the network's.
 """
 
@@ -15,9 +15,10 @@ from typing import Literal
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from edgeattn.attention.base import ConvolutionAttention
-from edgeattn.attention.mapwise import check_choice, check_count, check_min_size, conv_norm, map_size, resize
+from edgeattn.attention.mapwise import check_choice, check_count, conv_norm, map_size, resize
 from edgeattn.errors import RecipeError
 
 __all__ = ["SelfCalibratedConvolution"]
@@ -66,7 +67,6 @@ class SelfCalibratedConvolution(ConvolutionAttention):
             return nn.Conv2d(half, half_out, kernel_size, stride, kernel_size // 2, groups=groups, bias=False)
 
         self.k1 = last()
-        self.pool = nn.AvgPool2d(pooling_ratio)
         self.k2 = nn.Sequential(*conv_norm(half, half, kernel_size, groups=groups))
         self.k3 = nn.Sequential(*conv_norm(half, half, kernel_size, groups=groups))
         self.k4 = last()
@@ -77,19 +77,11 @@ class SelfCalibratedConvolution(ConvolutionAttention):
         size = map_size(self, x)
         half = self.in_channels // 2
         calibrated, kept = x.narrow(1, 0, half), x.narrow(1, half, half)
-        context = resize(self.k2(self.pool(calibrated)), size, self.upsample)
+        window = (min(self.pooling_ratio, size[0]), min(self.pooling_ratio, size[1]))
+        context = resize(self.k2(functional.avg_pool2d(calibrated, window)), size, self.upsample)
         gate = self.sigmoid(calibrated + context)
         return torch.cat([self.k4(self.k3(calibrated) * gate), self.k1(kept)], dim=1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Convolve `x`, shape (N, C, H, W).
-
-        Raises:
-            ModelError: If the map is smaller than the pool.
-        """
-        check_min_size(self.kind, x.shape[2], x.shape[3], self.pooling_ratio, "it is pooled by pooling_ratio")
+        """Convolve `x`, shape (N, C, H, W)."""
         return self.compute(x)
-
-    def _static_parts(self, height: int, width: int, form: str) -> dict[str, nn.Module]:
-        check_min_size(self.kind, height, width, self.pooling_ratio, "it is pooled by pooling_ratio")
-        return {}

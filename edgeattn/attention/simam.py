@@ -5,13 +5,11 @@
 
 Deviations: a map of one pixel has v = 0 instead of 0 / 0.
 
-The identity start is approximate in no useful sense: without parameters there is nothing to learn away from
-it. `start_as_identity` sets only the gain, to the inverse of the gate at ``d = v``; see `identity_error`.
+Without parameters it has no identity start: `start_as_identity` changes nothing, see `identity_error`.
 """
 
 from __future__ import annotations
 
-import math
 from typing import ClassVar
 
 import torch
@@ -37,8 +35,8 @@ class SimpleAttention(Attention):
 
     kind = "simam"
     absorbs_input_scale: ClassVar[bool] = False
-    # Gates lie between sigmoid(0.5) and 1; the gain makes that 0.92 to 1.47.
-    identity_error: ClassVar[float] = 0.48
+    # Gates lie between sigmoid(0.5) = 0.622 and 1.
+    identity_error: ClassVar[float] = 0.378
 
     def __init__(self, channels: int, *, e_lambda: float = 1e-4) -> None:
         super().__init__(channels)
@@ -53,7 +51,7 @@ class SimpleAttention(Attention):
         return x * self.apply_factor(gate)
 
     def _zero_gates(self) -> float:
-        return 1.0 / (1.0 + math.exp(-0.75))
+        return 1.0
 
     def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
         return _SimpleEdge(self, height, width, form)

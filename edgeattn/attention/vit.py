@@ -127,7 +127,7 @@ class VisionTransformer(Attention):
         self.patch_size = check_count("vit", "patch_size", patch_size)
         self.grid = check_count("vit", "grid", grid)
         self.heads = check_count("vit", "heads", heads)
-        self.width = check_count("vit", "width", width, 4)
+        self.token_width = check_count("vit", "width", width, 4)
         if width % heads or width % 4:
             raise RecipeError(f"width of vit must be a multiple of 4 and of heads={heads}, got {width}.")
         check_count("vit", "depth", depth)
@@ -154,7 +154,7 @@ class VisionTransformer(Attention):
             return x * self.apply_factor(gate)
         height, width = map_size(self, x)
         rows, columns, patch = height // self.patch_size, width // self.patch_size, self.patch_size
-        tokens = self.embed(x).reshape(-1, self.width, rows * columns).transpose(1, 2)
+        tokens = self.embed(x).reshape(-1, self.token_width, rows * columns).transpose(1, 2)
         encoded = self.head(_encode(self, tokens, rows, columns)).transpose(1, 2)
         added = encoded.reshape(-1, self.channels * patch**2, rows, columns)
         return x + (nn.functional.pixel_shuffle(added, patch) if patch > 1 else added)
@@ -195,10 +195,10 @@ class VisionTransformer(Attention):
         self._check_patches(height, width)
         like = self.norm.weight
         if self.over == "channels":
-            table = sine_positions(1, self.channels, self.width)
+            table = sine_positions(1, self.channels, self.token_width)
             pool: dict[str, nn.Module] = {"pool": FixedAverage(height, width, self.grid, like)}
         else:
-            table = sine_positions(height // self.patch_size, width // self.patch_size, self.width)
+            table = sine_positions(height // self.patch_size, width // self.patch_size, self.token_width)
             pool = {}
         return {"positions": _Positions(table.to(like)), **pool}
 

@@ -97,5 +97,11 @@ def wake(module: nn.Module, *, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if parameter.numel() and not parameter.any() and not name.endswith("bias"):
-                parameter.copy_(0.5 + 0.25 * torch.randn(parameter.shape, generator=generator))
+            if not parameter.numel() or parameter.any() or name.endswith("bias"):
+                continue
+            noise = torch.randn(parameter.shape, generator=generator)
+            if parameter.dim() > 1:
+                # A layer, such as that of deformable offsets: outputs as large as inputs, and no larger.
+                parameter.copy_(noise / parameter[0].numel() ** 0.5)
+            else:
+                parameter.copy_(0.5 + 0.25 * noise)

@@ -164,7 +164,7 @@ def residual_attention(x: Array, w: Weights, options: Options) -> Array:
 
 def scconv(x: Array, w: Weights, options: Options) -> Array:
     r, stride, groups = (
-        options["pooling_ratio"],
+        options.get("pooling_ratio", 4),
         options.get("stride", 1),
         max(1, options.get("groups", 1) // 2),
     )
@@ -212,7 +212,7 @@ CASES: dict[str, Case] = {
     "simam": Case(
         simam,
         variants=({}, {"e_lambda": 0.1}),
-        operations=frozenset(["Sub", "Div", "Sqrt"]),
+        operations=frozenset(["Sub", "Reciprocal", "Sqrt"]),
         bad=((8, {"e_lambda": 0}, "e_lambda of simam must be a number greater than 0"),),
     ),
     "danet": Case(
@@ -229,7 +229,7 @@ CASES: dict[str, Case] = {
     "residual_attention": Case(
         residual_attention,
         variants=({}, {"depth": 2, "mask_units": 2}, {"trunk_units": 2}),
-        operations=frozenset(["Resize", "BatchNormalization"]),
+        operations=frozenset(["Resize", "BatchNormalization", "Shape", "Cast"]),
         bad=(
             (8, {"depth": 0}, "depth of residual_attention must be"),
             (8, {"trunk_units": -1}, "at least 0"),
@@ -252,12 +252,12 @@ CONVOLUTIONS: dict[str, Case] = {
     "scconv": Case(
         scconv,
         variants=(
-            {"pooling_ratio": 4},
+            {},
             {"pooling_ratio": 2, "upsample": "nearest"},
             {"pooling_ratio": 1, "stride": 2},
             {"pooling_ratio": 3, "groups": 4},
         ),
-        sizes=((5, 6), (7, 9), (4, 4)),
+        sizes=((5, 6), (7, 9), (2, 3), (1, 1)),
         bad=(
             (12, {"pooling_ratio": 0}, "pooling_ratio of scconv"),
             (12, {"upsample": "cubic"}, "cannot be 'cubic'"),

@@ -341,7 +341,7 @@ CASES: dict[str, Case] = {
         psa,
         variants=({"mask_size": 13}, {"mask_size": 3}, {"mask_size": 1, "reduction": 2}),
         sizes=_SMALL,
-        operations=MATMUL | {"Gather"},
+        operations=MATMUL | {"Gather", "BatchNormalization"},
         bad=(
             (8, {"mask_size": 4}, "must be odd"),
             (8, {"reduction": 0}, "reduction of psa must be positive"),
