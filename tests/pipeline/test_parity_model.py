@@ -29,7 +29,7 @@ SAFE = PtqConfig(
     nncf=False,
     importance=False,
     equalization=False,
-    pair_safe_weights=True,
+    headroom="proven",
 )
 
 
