@@ -9,12 +9,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from edgeattn.lower.gates import Gate, find_gates
-from edgeattn.lower.half_remainder import float32_nodes
-from edgeattn.onnx_graph import Graph
 from edgeattn.targets._trt_log import LoggedLayer
+
+if TYPE_CHECKING:
+    from edgeattn.lower.gates import Gate
+    from edgeattn.onnx_graph import Graph
 
 __all__ = ["describe_coverage"]
 
@@ -40,6 +41,10 @@ def describe_coverage(path: Path, layers: Sequence[LoggedLayer]) -> dict[str, An
     if not layers:
         return {}
     import onnx
+
+    from edgeattn.lower.gates import find_gates
+    from edgeattn.lower.half_remainder import float32_nodes
+    from edgeattn.onnx_graph import Graph
 
     graph = Graph(onnx.load(str(path)))
     gates = _joined(graph, find_gates(graph))
