@@ -14,7 +14,8 @@ __all__ = ["KIT_EXAMPLES", "kit"]
 
 KIT_EXAMPLES = examples(
     "edgeattn kit python --demo --out demo-python",
-    "edgeattn kit web runs/sign_digits_mobilenetv2_coord --out web-kit",
+    "edgeattn kit web --demo --out demo-web",
+    "edgeattn kit web runs/sign_digits_mobilenetv2_coord --out web-kit --webgpu",
     "edgeattn kit cpp RUN --out cpp-kit --images 20 --force",
     "edgeattn kit python RUN --out kit --json | jq .model.sha256",
 )
@@ -45,6 +46,13 @@ def kit(
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, help="Below this probability an answer counts as not sure.")
     ] = 0.5,
+    runtime: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="web: the npm package onnxruntime-web, unpacked; default: npm."),
+    ] = None,
+    webgpu: Annotated[
+        bool, typer.Option("--webgpu", help="web: also for graphics processors, 27 MB more.")
+    ] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Make a folder that runs a network on its own.
@@ -67,6 +75,12 @@ def kit(
     if not demo and run is None:
         raise RecipeError("Name the folder of a finished run, or take the demonstration: --demo.")
     chosen = get_kit(kind)
+    if runtime is not None or webgpu:
+        if kind != "web":
+            raise RecipeError(f"--runtime and --webgpu belong to the web kit, not to {kind}. Leave them out.")
+        from edgeattn.kit.web import web_kit
+
+        chosen = web_kit(runtime, webgpu=webgpu)
     request = KitRequest(images=images, data=data, min_confidence=min_confidence)
     with make_progress() as progress:
         model = write_kit(chosen, run, out, request=request, force=force, progress=progress)

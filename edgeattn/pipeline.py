@@ -13,7 +13,8 @@ from edgeattn.errors import RecipeError
 from edgeattn.extras import require
 from edgeattn.lower.preferences import preferred_forms
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
-from edgeattn.pipeline_tools import bench_engines, parity_model, quantize_onnx
+from edgeattn.pipeline_parity import parity_model
+from edgeattn.pipeline_tools import bench_engines, quantize_onnx
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.recipe import Recipe

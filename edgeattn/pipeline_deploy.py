@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -123,7 +124,7 @@ def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonRe
     ratio = None
     if measured.comparison is not None:
         ratio = measured.comparison.ratios["int8"]
-    reasons = []
+    reasons = _judge_coverage(name, result, accept.int8_coverage_min)
     for reason in judge(bounds, measured.parity, ratio).reasons:
         key = _REASON_KEYS[reason.metric]
         if key == "agreement_min" and is_s8 and accept.s8_agreement_min is not None:
@@ -140,6 +141,30 @@ def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonRe
             )
         )
     return reasons
+
+
+def _judge_coverage(name: str, result: TargetResult, wanted: float | None) -> list[ReasonResult]:
+    """Judge what was built; targets that do not tell what they built are not judged."""
+    coverage: Any = result.build.get("coverage")
+    if wanted is None or not isinstance(coverage, dict) or coverage.get("int8_coverage") is None:
+        return []
+    got, missing = float(coverage["int8_coverage"]), list(coverage["not_int8"])
+    floating = list(coverage["float32_kernel_names"]) if wanted == 1.0 else []
+    text = f"{100 * got:.1f} % of {coverage['convolutions']} layers with weights run in INT8, wanted {100 * wanted:.1f} %"
+    if missing:
+        text += f"; not {', '.join(missing)}"
+    if floating:
+        text += f"; {coverage['float32_kernels']} kernels compute in float32: {', '.join(floating)}"
+    return [
+        ReasonResult(
+            bound="int8_coverage_min",
+            target=name,
+            wanted=wanted,
+            got=got,
+            passed=got >= wanted and not floating,
+            text=text,
+        )
+    ]
 
 
 def module_of(layer: str) -> str | None:

@@ -60,7 +60,7 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "edgeattn.targets"
 
-RESERVED_NAMES = ("reference", "ort-web")
+RESERVED_NAMES = ("ort-web",)
 """Names that the design gives to targets which are not here yet: no plugin may take one."""
 
 targets: Registry[Callable[..., Target]] = Registry("target")
@@ -102,6 +102,7 @@ def _register(name: str, module: str, attribute: str) -> None:
     targets.register(name, make)
 
 
+_register("reference", "edgeattn.targets.reference", "Reference")
 _register("ort-cpu", "edgeattn.targets.ort_cpu", "OrtCpu")
 _register("openvino-cpu", "edgeattn.targets.openvino_cpu", "OpenVinoCpu")
 _register("tensorrt-rtx", "edgeattn.targets.tensorrt_rtx", "TensorRtRtx")

@@ -63,7 +63,15 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StandInEntryPoint]
 
 
 def test_this_packages_targets() -> None:
-    assert targets.names() == ("ort-cpu", "openvino-cpu", "tensorrt-rtx", "tensorrt", "jetson-ssh", "arm64")
+    assert targets.names() == (
+        "reference",
+        "ort-cpu",
+        "openvino-cpu",
+        "tensorrt-rtx",
+        "tensorrt",
+        "jetson-ssh",
+        "arm64",
+    )
     for status in list_targets():
         json.dumps(status.to_json(), allow_nan=False)
 
@@ -89,7 +97,7 @@ def test_a_broken_plugin_warns_once_and_is_listed(plugins: list[StandInEntryPoin
         get_target("rusty")
 
 
-@pytest.mark.parametrize("name", ["ort-cpu", "reference"])
+@pytest.mark.parametrize("name", ["ort-cpu", "reference", "ort-web"])
 def test_a_plugin_cannot_take_a_name(name: str, plugins: list[StandInEntryPoint]) -> None:
     plugins.append(StandInEntryPoint(name, PluginTarget))
     with pytest.warns(UserWarning, match="is taken"):
