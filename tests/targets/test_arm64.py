@@ -147,6 +147,32 @@ def test_a_damaged_set_up_is_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyP
     assert get_target("arm64").probe().install == "edgeattn setup arm64 --again"
 
 
+def test_a_folder_that_search_paths_cannot_name_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "a:b"))
+    monkeypatch.setattr("edgeattn.targets.arm64_setup.shutil.which", lambda name: f"/usr/bin/{name}")
+    monkeypatch.setattr("edgeattn.targets.arm64_setup.platform.machine", lambda: "x86_64")
+    with pytest.raises(ArtifactError, match="EDGEATTN_CACHE"):
+        setup_arm64()
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_failed_download_says_what_was_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With programs that fail as apt does without a network; nothing that looks finished is left."""
+    tools = tmp_path / "tools"
+    tools.mkdir()
+    for name in ("apt-get", "dpkg-deb", "qemu-aarch64-static"):
+        (tools / name).write_text("#!/bin/sh\necho 'E: Temporary failure resolving'\nexit 100\n")
+        (tools / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tools))
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("edgeattn.targets.arm64_setup.platform.machine", lambda: "x86_64")
+    with pytest.raises(TargetUnavailable, match=r"exit code 100.*Temporary failure resolving"):
+        setup_arm64()
+    assert get_target("arm64").probe().install == "edgeattn setup arm64"
+
+
 @pytest.mark.parametrize("options", [{"runtime": "tflite"}, {"profile": "s4"}, {"cpu": "-L /"}])
 def test_unknown_options_are_refused(options: dict[str, str]) -> None:
     with pytest.raises(RecipeError, match=next(iter(options))):
