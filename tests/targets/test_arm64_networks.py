@@ -13,7 +13,7 @@ from ssh_device import SshDevice
 from edgeattn.artifact import IoSpec, OnnxArtifact, sha256_of_file
 from edgeattn.data.preprocess import preprocess_image
 from edgeattn.kit.deploy_files import demo_folder
-from edgeattn.kit.model_folder import load_model, manifest_name
+from edgeattn.kit.model_folder import load_model, load_reference, manifest_name
 from edgeattn.measure import compare_outputs, run_session
 from edgeattn.progress import SilentProgress
 from edgeattn.targets import get_target
@@ -67,6 +67,9 @@ def simulated(artifact: OnnxArtifact, photos: NDArray[np.float32]) -> NDArray[np
 def test_a_whole_network_decides_as_its_graph_says(
     profile: str, runtime: str, photos: NDArray[np.float32], tmp_path: Path
 ) -> None:
+    labels = load_reference(demo_folder(), load_model(demo_folder() / manifest_name(profile))).images
+    if np.mean([image.label == image.top1 for image in labels]) < 0.8:
+        pytest.skip("the demonstration's network is not trained: near ties say nothing about a runtime")
     artifact = demo(profile)
     target = get_target("arm64", runtime=runtime, profile=profile)
     engine = target.build(artifact, tmp_path)
@@ -86,6 +89,10 @@ def test_the_jetson_kit_runs_on_arm64_code_behind_ssh(photos: NDArray[np.float32
     python.write_text(f'#!/bin/sh\nEDGEATTN_PYTHON={python} exec {words} "$@"\n')
     python.chmod(0o755)
     artifact = demo("s8")
+    emulated = get_target("arm64", profile="s8")
+    wanted_by = emulated.build(artifact, tmp_path / "emulated")
+    with emulated.open(wanted_by) as session:
+        wanted = run_session(session, photos[:4], artifact.inputs[0].name, artifact.outputs[0].name)
     try:
         target = get_target(
             "jetson-ssh",
@@ -100,7 +107,8 @@ def test_the_jetson_kit_runs_on_arm64_code_behind_ssh(photos: NDArray[np.float32
         assert engine.details["device"]["architecture"] == "aarch64"
         assert engine.details["runtime"].startswith("ort 1.27")
         with target.open(engine) as session:
-            logits = run_session(session, photos[:8], artifact.inputs[0].name, artifact.outputs[0].name)
+            logits = run_session(session, photos[:4], artifact.inputs[0].name, artifact.outputs[0].name)
     finally:
         device.close()
-    assert compare_outputs(simulated(artifact, photos[:8]), logits).sqnr_db > 20
+    # The same runtime on the same processor: the same numbers, to the last bit.
+    np.testing.assert_array_equal(logits, wanted)
