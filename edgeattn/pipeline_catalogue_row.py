@@ -365,6 +365,8 @@ def _run(
         layer.kind
         for layer in layers
         if layer.dtype not in _INTEGERS
+        # Its first input is a scale.
+        and layer.kind != "QLinearConcat"
         and layer.kind not in _NO_COMPUTATION
         # What writes the graph's output writes floats by definition.
         and not layer.name.startswith(result_name)
