@@ -196,7 +196,10 @@ def _masked_nodes(graph: Graph) -> set[int]:
         node
         for node in graph.nodes
         if node.op_type == "Add"
-        and any(name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < _MASK for name in node.input)
+        and any(
+            name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < _MASK
+            for name in node.input
+        )
     ]
     while waiting:
         node = waiting.pop()

@@ -105,7 +105,9 @@ def glimpses(x: Array, state: dict[str, Array], module: RecurrentAttention) -> A
                             px = (place[0] + 1) * width / 2 - 0.5 + j - (fine - 1) / 2
                             patch[c, i // 2**scale, j // 2**scale] += bilinear(image[c], py, px) / 4**scale
                 seen.append(patch)
-            what = linear(np.maximum(linear(np.concatenate(seen).reshape(-1), state, "see"), 0), state, "join_see")
+            what = linear(
+                np.maximum(linear(np.concatenate(seen).reshape(-1), state, "see"), 0), state, "join_see"
+            )
             where = linear(np.maximum(linear(place, state, "where"), 0), state, "join_where")
             glimpse = np.maximum(what + where, 0)
             hidden = np.maximum(linear(hidden, state, "remember") + linear(glimpse, state, "read"), 0)
