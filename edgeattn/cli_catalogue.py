@@ -16,6 +16,7 @@ __all__ = ["CATALOGUE_EXAMPLES", "catalogue", "print_catalogue"]
 CATALOGUE_EXAMPLES = examples(
     "edgeattn catalogue --html catalogue.html",
     "edgeattn catalogue --only se,eca,coord --target openvino-cpu",
+    "edgeattn catalogue --from recipes/catalogue/catalogue.json --html catalogue.html",
     "edgeattn catalogue --json | jq '.rows[] | {name, sqnr_db, tax: .targets[\"ort-cpu\"].tax}'",
     "edgeattn catalogue --train --only se,eca    # also train, quantize and score each on the digits",
 )
@@ -33,6 +34,10 @@ def catalogue(
     target: Annotated[
         list[str] | None, typer.Option(metavar="NAMES", help="Only these targets. Repeatable, or a,b.")
     ] = None,
+    saved: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="FILE", help="Show a saved catalogue.json; nothing is measured."),
+    ] = None,
     html: Annotated[Path | None, typer.Option(metavar="FILE", help="Write the table as a page.")] = None,
     threads: ThreadsOption = 1,
     again: Annotated[bool, typer.Option("--again", help="Measure what was measured before, too.")] = False,
@@ -47,20 +52,29 @@ def catalogue(
     Each result is saved when it is there, so that a second call goes on where the first was stopped.
     """
     from edgeattn.cli_output import print_json
-    from edgeattn.pipeline_catalogue import CatalogueSettings, make_catalogue
+    from edgeattn.pipeline_catalogue import (
+        CatalogueSettings,
+        choose_targets,
+        load_catalogue,
+        make_catalogue,
+    )
     from edgeattn.progress import make_progress
 
     names = split_names(only)
-    chosen: dict[str, Any] = {"threads": threads}
-    if target:
-        chosen["targets"] = tuple(split_names(target))
-    settings = CatalogueSettings(**chosen)
-    with make_progress() as progress:
-        table = make_catalogue(out, settings, only=names, again=again, progress=progress)
-        if train:
-            from edgeattn.pipeline_catalogue_train import train_catalogue
+    if saved is not None:
+        table = load_catalogue(saved, names)
+    else:
+        chosen: dict[str, Any] = {"threads": threads}
+        if target:
+            chosen["targets"] = choose_targets(split_names(target))
+        with make_progress() as progress:
+            table = make_catalogue(
+                out, CatalogueSettings(**chosen), only=names, again=again, progress=progress
+            )
+            if train:
+                from edgeattn.pipeline_catalogue_train import train_catalogue
 
-            table = train_catalogue(out, table, only=names, epochs=epochs, progress=progress)
+                table = train_catalogue(out, table, only=names, epochs=epochs, progress=progress)
     if html is not None:
         from edgeattn.report_catalogue import write_catalogue_page
 

@@ -27,6 +27,8 @@ __all__ = [
     "CATALOGUE_TARGETS",
     "CatalogueSettings",
     "choose_names",
+    "choose_targets",
+    "load_catalogue",
     "load_rows",
     "make_catalogue",
     "summarize",
@@ -67,6 +69,34 @@ def choose_names(only: Sequence[str]) -> tuple[str, ...]:
     return tuple(only) or attentions.names()
 
 
+def choose_targets(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the targets to measure on.
+
+    Raises:
+        RecipeError: If there is no such target, here or elsewhere.
+    """
+    known = dict.fromkeys((*target_names(), *CATALOGUE_TARGETS))
+    for name in names:
+        if name not in known:
+            raise RecipeError(f"Unknown target {name!r}. {close_matches_hint(name, known)}")
+    return tuple(names)
+
+
+def load_catalogue(path: Path, only: Sequence[str] = ()) -> dict[str, Any]:
+    """Read a saved table, or the rows of some mechanisms.
+
+    Raises:
+        ArtifactError: If the file is no catalogue.
+        RecipeError: If a name is unknown.
+    """
+    names = choose_names(only)
+    table = read_json(path)
+    if not isinstance(table, dict) or table.get("schema_version") != _SCHEMA_VERSION or "rows" not in table:
+        raise ArtifactError(f"{path} is no catalogue of this version; `edgeattn catalogue` writes one.")
+    rows = [row for row in table["rows"] if row["name"] in names]
+    return {**table, "rows": rows, "summary": summarize(rows)}
+
+
 def make_catalogue(
     out: Path,
     settings: CatalogueSettings | None = None,
@@ -91,7 +121,7 @@ def make_catalogue(
     settings = settings or CatalogueSettings()
     names = choose_names(only)
     require("torch", purpose="measuring the catalogue")
-    from edgeattn.pipeline_catalogue_row import Bench, measure_row
+    from edgeattn.pipeline_catalogue_row import Bench, measure_row, measure_tax
 
     progress = progress or SilentProgress()
     rows_folder = out / "rows"
@@ -99,7 +129,7 @@ def make_catalogue(
     bench = Bench(settings)
     try:
         for done, name in enumerate(names):
-            progress.update("catalogue", done, len(names))
+            progress.update("modules", done, len(names))
             path = rows_folder / f"{name}.json"
             fingerprint = _fingerprint(name, settings)
             old = _read_row(path)
@@ -107,19 +137,38 @@ def make_catalogue(
                 continue
             row = measure_row(name, bench)
             accuracy = old.get("accuracy") if old else None
-            write_json(path, {**row, "accuracy": accuracy, "fingerprint": fingerprint})
+            write_json(path, {**row, "accuracy": accuracy, "fingerprint": fingerprint, "has_tax": False})
             progress.note(f"{name}: {describe_verdicts(row)}")
+        progress.update("modules", len(names), len(names))
+        # Networks take longer than modules: the table is whole before they begin.
+        for done, name in enumerate(names):
+            progress.update("networks", done, len(names))
+            path = rows_folder / f"{name}.json"
+            saved = _read_row(path)
+            if saved is None or saved.get("has_tax"):
+                continue
+            ran = [target for target, result in saved["targets"].items() if result["status"] == "ok"]
+            for target, tax in measure_tax(name, ran, bench).items():
+                saved["targets"][target] |= tax
+            write_json(path, {**saved, "has_tax": True})
+        progress.update("networks", len(names), len(names))
     finally:
         bench.close()
-    progress.update("catalogue", len(names), len(names))
-    table = {
+        # Also when it was interrupted: what is measured so far is a table.
+        table = _write_table(out, settings)
+    return table
+
+
+def _write_table(out: Path, settings: CatalogueSettings) -> dict[str, Any]:
+    rows = load_rows(out)
+    table: dict[str, Any] = {
         "schema_version": _SCHEMA_VERSION,
         "settings": settings.model_dump(mode="json"),
         "environment": describe_environment(),
         "targets": {name: _describe_target(name) for name in settings.targets},
-        "rows": load_rows(out),
+        "rows": rows,
+        "summary": summarize(rows),
     }
-    table["summary"] = summarize(table["rows"])
     write_json(out / "catalogue.json", table)
     return table
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgeattn.pipeline_catalogue import CatalogueSettings
     from edgeattn.quant.plan import Profile
 
-__all__ = ["Bench", "measure_row"]
+__all__ = ["Bench", "measure_row", "measure_tax"]
 
 _GATE_BOUND_DB = 25.0
 _POLICIES = ("int8", "float")
@@ -154,12 +154,31 @@ def measure_row(name: str, bench: Bench) -> dict[str, Any]:
             row["targets"] = {target: _cannot(reason) for target in settings.targets}
             return row
         row |= {"sqnr_db": quantized.sqnr_db, "gate_policy": quantized.policy}
-        in_network, no_tax = _quantized_in_network(info, bench)
         row["targets"] = {
-            target: _measure_target(target, quantized, example, in_network, no_tax, bench)
-            for target in settings.targets
+            target: _measure_target(target, quantized, example, bench) for target in settings.targets
         }
     return row
+
+
+def measure_tax(name: str, targets: Sequence[str], bench: Bench) -> dict[str, dict[str, Any]]:
+    """Return, for each target, what a mechanism adds to a network's time, or why that is not known.
+
+    Args:
+        name: The mechanism.
+        targets: Those that run it.
+        bench: Settings.
+    """
+    import torch
+
+    if not targets:
+        return {}
+    torch.set_num_threads(1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        in_network, reason = _quantized_in_network(attentions.get(name), bench)
+        if in_network is None:
+            return dict.fromkeys(targets, _no_tax(reason))
+        return {target: _tax(get_target(target), in_network, bench) for target in targets}
 
 
 def _cannot(reason: str, status: str = "failed") -> dict[str, Any]:
@@ -254,7 +273,7 @@ def quantize(network: nn.Module, shape: Sequence[int], bench: Bench, *, quick: b
         plan = make_plan(floating, images, config, gates=regions)
         last = plan.ladder[-1]
         profiles: tuple[Profile, ...] = ("u8", "s8")
-        graphs = {profile: emit_qdq(floating, plan, profile) for profile in profiles}
+        graphs: dict[str, ModelProto] = {profile: emit_qdq(floating, plan, profile) for profile in profiles}
         sqnr = {"u8": last.sqnr_db_u8, "s8": last.sqnr_db_s8}
         if found is None or sqnr["u8"] > found.sqnr_db["u8"]:
             found = Quantized(floating, graphs, sqnr, policy)
@@ -280,14 +299,7 @@ def build(bench: Bench, target: Target, quantized: Quantized, name: str, *, floa
     return target.build(target.lower(artifact, folder / "lowered"), folder / "engine")
 
 
-def _measure_target(
-    name: str,
-    quantized: Quantized,
-    example: Example,
-    in_network: Quantized | None,
-    no_tax: str,
-    bench: Bench,
-) -> dict[str, Any]:
+def _measure_target(name: str, quantized: Quantized, example: Example, bench: Bench) -> dict[str, Any]:
     if name not in target_names():
         return _cannot(f"there is no target {name} in this version", "unavailable")
     target = get_target(name)
@@ -307,7 +319,6 @@ def _measure_target(
         }
     try:
         result |= _run(target, engine, quantized, example, bench)
-        result |= _tax(target, in_network, no_tax, bench)
     except EdgeAttnError as exc:
         return result | _cannot(f"{_one_line(exc)} ({name} {here.version})")
     result["status"] = "ok"
@@ -353,7 +364,13 @@ def _run(
     fallbacks = {
         layer.kind
         for layer in layers
-        if layer.dtype not in _INTEGERS and layer.kind not in _NO_COMPUTATION and layer.latency_us > 0
+        if layer.dtype not in _INTEGERS
+        # Its first input is a scale.
+        and layer.kind != "QLinearConcat"
+        and layer.kind not in _NO_COMPUTATION
+        # What writes the graph's output writes floats by definition.
+        and not layer.name.startswith(result_name)
+        and layer.latency_us > 0
     }
     ratio = comparison.ratios["int8"]
     return {
@@ -367,14 +384,16 @@ def _run(
     }
 
 
-def _tax(target: Target, in_network: Quantized | None, no_tax: str, bench: Bench) -> dict[str, Any]:
+def _no_tax(reason: str) -> dict[str, Any]:
+    return {"tax": None, "tax_interval": None, "no_tax_reason": reason}
+
+
+def _tax(target: Target, in_network: Quantized, bench: Bench) -> dict[str, Any]:
     """Return what the mechanism adds to the INT8 network's time, timed in turns with the bare one."""
-    if in_network is None:
-        return {"tax": None, "tax_interval": None, "no_tax_reason": no_tax}
     try:
         engine = build(bench, target, in_network, "network")
     except EdgeAttnError as exc:
-        return {"tax": None, "tax_interval": None, "no_tax_reason": _one_line(exc)}
+        return _no_tax(_one_line(exc))
     image = bench.inputs(list(engine.inputs[0].shape), 3)[0]
     engines = {"bare": bench.bare_engine(target), "with": engine}
     with _sessions(target, engines, bench.settings.threads) as sessions:

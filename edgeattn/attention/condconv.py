@@ -49,7 +49,7 @@ class ExpertConvolution(ConvolutionAttention):
         experts: int = 4,
     ) -> None:
         super().__init__(in_channels, out_channels, kernel_size, stride=stride, groups=groups)
-        self.experts = nn.ModuleList(
+        convolutions = [
             nn.Conv2d(
                 in_channels,
                 out_channels,
@@ -60,9 +60,10 @@ class ExpertConvolution(ConvolutionAttention):
                 bias=False,
             )
             for _ in range(check_positive("experts", experts))
-        )
-        for expert in self.experts:
+        ]
+        for expert in convolutions:
             nn.init.kaiming_normal_(expert.weight, mode="fan_out")
+        self.experts = nn.ModuleList(convolutions)
         self.pool: nn.Module = nn.AdaptiveAvgPool2d(1)
         self.routing = self._make_routing(experts)
 
@@ -73,7 +74,9 @@ class ExpertConvolution(ConvolutionAttention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve each map of `x`, (N, in_channels, H, W), with its own mixture of kernels."""
         n, channels, height, width = x.shape
-        weights = torch.stack([expert.weight for expert in self.experts])  # (E, out, in/groups, k, k)
+        weights = torch.stack(
+            [expert.get_parameter("weight") for expert in self.experts]
+        )  # (E, out, in/groups, k, k)
         alpha = self.routing(self.pool(x)).flatten(1)  # (N, E)
         mixed = torch.einsum("ne,eoikl->noikl", alpha, weights).flatten(0, 1)
         # One group of groups for each image: the usual way to give every image its own kernel.

@@ -89,9 +89,10 @@ class SelectiveKernel(ConvolutionAttention):
         logits = [select(z) for select in self.select]
         if len(maps) == 2:
             first: torch.Tensor = (logits[0] - logits[1]).sigmoid()
-            return maps[1] + first * (maps[0] - maps[1])
+            mixed: torch.Tensor = maps[1] + first * (maps[0] - maps[1])
+            return mixed
         shares = torch.cat(logits, dim=2).softmax(2)  # (N, C', branches, 1)
-        chosen = maps[0] * shares.narrow(2, 0, 1)
+        chosen: torch.Tensor = maps[0] * shares.narrow(2, 0, 1)
         for place, more in enumerate(maps[1:], start=1):
             chosen = chosen + more * shares.narrow(2, place, 1)
         return chosen

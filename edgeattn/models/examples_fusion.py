@@ -30,7 +30,8 @@ class MobileFeatures(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        features = list(create_model("mobilenet_v2", num_classes=2, width=_WIDTH).features.children())  # type: ignore[operator, union-attr]
+        network = create_model("mobilenet_v2", num_classes=2, width=_WIDTH)
+        features = list(network.get_submodule("features").children())
         self.stages = nn.ModuleList(
             nn.Sequential(*features[first:end]) for first, end in ((0, 7), (7, 14), (14, 18))
         )
