@@ -6,6 +6,7 @@ import { HEAT_KINDS } from "./heat.js";
 import { KitError, fetchChecked } from "./integrity.js";
 import { setUpOffline } from "./offline.js";
 import { FrameStats } from "./stats.js";
+import { checkBrowser } from "./support.js";
 import {
   AnswerView,
   clearOverlay,
@@ -57,6 +58,7 @@ async function loadJson(name, expected) {
 
 async function start() {
   try {
+    checkBrowser();
     kit = await loadJson("web.json");
     model = await loadJson("model/model.json", kit.files["model/model.json"]);
     describeKit();
