@@ -90,7 +90,7 @@ function describeKit() {
 // ------------------------------------------------------------------ engine and settings
 
 function listBackends() {
-  const names = { wasm: "WebAssembly (CPU)", webgpu: "WebGPU (graphics processor)" };
+  const names = { wasm: "WebAssembly", webgpu: "WebGPU" };
   const usable = Object.keys(kit.runtime.builds).filter((name) => name === "wasm" || navigator.gpu);
   element("backend").replaceChildren(...usable.map((name) => new Option(names[name], name)));
   const most = crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency || 1) : 1;

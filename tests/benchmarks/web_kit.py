@@ -82,7 +82,9 @@ def measure(kit: Path, seconds: float) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--kit", type=Path, help="a web kit; default: the demonstration's")
     parser.add_argument("--seconds", type=float, default=10.0, help="of live classification (default 10)")
     parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
