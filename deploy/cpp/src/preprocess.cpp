@@ -42,7 +42,7 @@ Preprocessor::Preprocessor(const Preprocess &spec) : spec_(spec) {
     }
 }
 
-Preprocessor::Axis Preprocessor::make_axis(int in, int out, int from, int length, Interpolation interpolation) {
+Axis Preprocessor::make_axis(int in, int out, int from, int length, Interpolation interpolation) {
     const auto filter = interpolation == Interpolation::bicubic ? bicubic : bilinear;
     const double scale = double(in) / out, stretch = std::max(scale, 1.0);
     const double support = (interpolation == Interpolation::bicubic ? 2.0 : 1.0) * stretch;
@@ -67,6 +67,7 @@ Preprocessor::Axis Preprocessor::make_axis(int in, int out, int from, int length
         axis.first[std::size_t(i)] = first;
         axis.count[std::size_t(i)] = count;
     }
+    pack_pairs(axis);
     return axis;
 }
 
@@ -108,7 +109,7 @@ void Preprocessor::plan(int width, int height) {
         row_end_ = 0;
         for (std::size_t i = 0; i < side; ++i) row_end_ = std::max(row_end_, down_.first[i] + down_.count[i]);
         row_.assign(std::size_t(width) * 3 + kRowPadding, 0);
-        middle_.assign(padded(side * 3) * std::size_t(row_end_ - row_begin_), 0);
+        middle_.assign(padded(side * 3) * std::size_t(row_end_ - row_begin_) + kRowPadding, 0);
     }
     pixels_.assign(side * side * 3 + kLanes, 0);
     width_ = width, height_ = height;
@@ -138,12 +139,11 @@ const std::uint8_t *Preprocessor::resize_and_crop(const std::uint8_t *rgb, int w
             std::memcpy(out, in + std::size_t(left_) * 3, bytes);
             continue;
         }
-        if (y + 1 == height) {  // reading past the caller's last byte is not allowed
+        if (y + 1 == height) {  // reading past the caller's last byte is not allowed; another row holds the padding
             std::memcpy(row_.data(), in, std::size_t(width) * 3);
             in = row_.data();
         }
-        resample_row(in, across_.first.data(), across_.count.data(), across_.weights.data(), across_.taps, spec_.size,
-                     out);
+        resample_row(in, across_, out);
     }
     for (std::size_t y = 0; y < side; ++y) {
         std::uint8_t *out = pixels_.data() + y * bytes;

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
 #include "manifest.h"
 
 namespace eak {
@@ -23,12 +24,6 @@ public:
     void normalize(const std::uint8_t *pixels, float *planes) const;
 
 private:
-    /// How the pixels of one axis come from the input's: `taps` weights each, the first for pixel `first`.
-    struct Axis {
-        int taps = 0;
-        std::vector<int> first, count;
-        std::vector<std::int32_t> weights;
-    };
     static Axis make_axis(int in, int out, int from, int length, Interpolation interpolation);
     static std::vector<int> nearest_axis(int in, int out, int from, int length);
     void plan(int width, int height);
