@@ -85,9 +85,10 @@ void resample_row(const std::uint8_t *in, const Axis &axis, std::uint8_t *out) {
 }
 
 EAK_CLONES
-void blend_rows(const std::uint8_t *in, std::size_t stride, const std::int32_t *weights, int count, std::size_t padded,
+void blend_rows(const std::uint8_t *in, std::size_t stride, const std::int32_t *weights, int count, std::size_t bytes,
                 std::uint8_t *out) {
-    for (std::size_t x = 0; x < padded; x += kLanes) {
+    std::size_t x = 0;
+    for (; x + kLanes <= bytes; x += kLanes) {
         std::int32_t sums[kLanes];
         for (std::size_t lane = 0; lane < kLanes; ++lane) sums[lane] = 1 << (kWeightBits - 1);
         const std::uint8_t *row = in + x;
@@ -95,6 +96,11 @@ void blend_rows(const std::uint8_t *in, std::size_t stride, const std::int32_t *
             for (std::size_t lane = 0; lane < kLanes; ++lane) sums[lane] += row[lane] * weights[i];
         }
         for (std::size_t lane = 0; lane < kLanes; ++lane) out[x + lane] = std::uint8_t(clamp(sums[lane] >> kWeightBits));
+    }
+    for (; x < bytes; ++x) {
+        std::int32_t sum = 1 << (kWeightBits - 1);
+        for (int i = 0; i < count; ++i) sum += in[std::size_t(i) * stride + x] * weights[i];
+        out[x] = std::uint8_t(clamp(sum >> kWeightBits));
     }
 }
 

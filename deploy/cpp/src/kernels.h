@@ -15,7 +15,7 @@
 namespace eak {
 
 constexpr int kWeightBits = 32 - 8 - 2;  ///< Pillow's: 8 bits for the result, 2 for what overshoots.
-constexpr std::size_t kLanes = 32;       ///< Rows of bytes are padded to a multiple of this.
+constexpr std::size_t kLanes = 32;       ///< Bytes that blend_rows takes at a time.
 
 /// Bytes behind a row's last pixel that resample_row may read, and write in the output.
 constexpr std::size_t kRowPadding = 8;
@@ -37,8 +37,8 @@ void pack_pairs(Axis &axis);
 /// One output row of RGB pixels from one input row.
 void resample_row(const std::uint8_t *in, const Axis &axis, std::uint8_t *out);
 
-/// One output row of `padded` bytes from `count` input rows that lie `stride` bytes apart.
-void blend_rows(const std::uint8_t *in, std::size_t stride, const std::int32_t *weights, int count, std::size_t padded,
+/// One output row of `bytes` bytes from `count` input rows that lie `stride` bytes apart.
+void blend_rows(const std::uint8_t *in, std::size_t stride, const std::int32_t *weights, int count, std::size_t bytes,
                 std::uint8_t *out);
 
 }  // namespace eak
