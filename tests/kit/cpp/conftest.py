@@ -95,6 +95,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         (301, 224),
         (640, 480),
         (37, 1000),
+        (300, 1000),
         (1031, 67),
     ]
     for width, height in sizes:
