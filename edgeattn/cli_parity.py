@@ -18,6 +18,7 @@ PARITY_EXAMPLES = examples(
     "edgeattn parity runs/ptq --targets reference,ort-cpu,openvino-cpu",
     "edgeattn parity runs/ptq --targets ort-cpu,openvino-cpu --profiles u8,s8 --data photos/ --json",
     "edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/ --layer-images 0",
+    "edgeattn parity runs/ptq --targets reference,reference@vpmaddubsw   # x86 without VNNI",
     "edgeattn parity runs/ptq --targets ort-cpu --inputs device_inputs.npy   # another preprocessing",
 )
 
