@@ -18,6 +18,7 @@ PARITY_EXAMPLES = examples(
     "edgeattn parity runs/ptq --targets reference,ort-cpu,openvino-cpu",
     "edgeattn parity runs/ptq --targets ort-cpu,openvino-cpu --profiles u8,s8 --data photos/ --json",
     "edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/ --layer-images 0",
+    "edgeattn parity runs/ptq --targets reference,reference@vpmaddubsw   # x86 without VNNI",
     "edgeattn parity runs/ptq --targets ort-cpu --inputs device_inputs.npy   # another preprocessing",
 )
 
@@ -154,6 +155,12 @@ def _print_layers(console: Any, result: Mapping[str, Any]) -> None:
             f"{name}: {len(layers['layers'])} layers given the same inputs, {layers['images']} images: "
             f"{layers['different_share']:.2e} of all values differ from the reference",
         )
+        if layers.get("same_outputs") is False:
+            print_line(
+                console,
+                f"{name}: the pieces, run on their own integers, do not give the whole engine's outputs: what is cut "
+                "there is computed otherwise in the whole, which these figures do not show",
+            )
         errors = [layer for layer in layers["layers"] if layer["finding"]["is_error"]]
         shown = (
             errors or sorted(layers["layers"], key=lambda layer: -float(layer["different_share"]))[:_SHOWN]

@@ -154,6 +154,12 @@ def make_catalogue(
         progress.update("networks", len(names), len(names))
     finally:
         bench.close()
+        # Also when it was interrupted: what is measured so far is a table.
+        table = _write_table(out, settings)
+    return table
+
+
+def _write_table(out: Path, settings: CatalogueSettings) -> dict[str, Any]:
     rows = load_rows(out)
     table: dict[str, Any] = {
         "schema_version": _SCHEMA_VERSION,
@@ -161,8 +167,8 @@ def make_catalogue(
         "environment": describe_environment(),
         "targets": {name: _describe_target(name) for name in settings.targets},
         "rows": rows,
+        "summary": summarize(rows),
     }
-    table["summary"] = summarize(rows)
     write_json(out / "catalogue.json", table)
     return table
 

@@ -35,6 +35,12 @@ OVER_ONE_SHARE = 1e-3
 """Largest share of a layer's values more than one step from the reference, given the same inputs."""
 
 _PROFILES = ("fp32", "u8", "s8")
+_REFERENCE_OPTIONS = {
+    "vpmaddubsw": "accumulate",
+    "vpmaddubsw-onednn": "accumulate",
+    "half-away": "rounding",
+    "bfloat16": "float_dtype",
+}
 _LAYER_IMAGES = 4
 Array = NDArray[Any]
 
@@ -65,7 +71,7 @@ def parity_model(
     Args:
         model: An ONNX file, float or QDQ; or a run's folder, whose quantized graph of each target's
             profile is then compared with the float one.
-        targets: Names. One that cannot run here is listed with the reason.
+        targets: Names; ``reference@vpmaddubsw``, ``reference@half-away`` and the like compute otherwise. One that cannot run here is listed with the reason.
         data: A folder of images, with or without labels, or an .npy file of float32 NCHW inputs. None takes
             the images that the run was measured on. Images that the run learned from or was calibrated
             with are left out.
@@ -118,12 +124,24 @@ def parity_model(
     return result
 
 
+def _target_of(name: str) -> Target:
+    """Return a target by its name; ``reference@OPTION`` computes otherwise."""
+    base, _, option = name.partition("@")
+    if not option:
+        return get_target(name)
+    if base != "reference" or option not in _REFERENCE_OPTIONS:
+        raise RecipeError(
+            f"{name!r} is no target; behind reference@ there may be {', '.join(sorted(_REFERENCE_OPTIONS))}."
+        )
+    return get_target(base, **{_REFERENCE_OPTIONS[option]: option})
+
+
 def _entries(names: Sequence[str], profiles: Sequence[str], files: dict[str, Path]) -> dict[str, _Entry]:
     """Return what to run, by name; the profile is part of the name where a target runs in several."""
     entries: dict[str, _Entry] = {}
     for name in dict.fromkeys(names):
         try:
-            target = get_target(name)
+            target = _target_of(name)
         except EdgeAttnError as exc:
             if isinstance(exc, RecipeError):
                 raise

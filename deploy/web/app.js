@@ -6,6 +6,7 @@ import { HEAT_KINDS } from "./heat.js";
 import { KitError, fetchChecked } from "./integrity.js";
 import { setUpOffline } from "./offline.js";
 import { FrameStats } from "./stats.js";
+import { checkBrowser } from "./support.js";
 import {
   AnswerView,
   clearOverlay,
@@ -57,6 +58,7 @@ async function loadJson(name, expected) {
 
 async function start() {
   try {
+    checkBrowser();
     kit = await loadJson("web.json");
     model = await loadJson("model/model.json", kit.files["model/model.json"]);
     describeKit();
@@ -88,7 +90,7 @@ function describeKit() {
 // ------------------------------------------------------------------ engine and settings
 
 function listBackends() {
-  const names = { wasm: "WebAssembly (CPU)", webgpu: "WebGPU (graphics processor)" };
+  const names = { wasm: "WebAssembly", webgpu: "WebGPU" };
   const usable = Object.keys(kit.runtime.builds).filter((name) => name === "wasm" || navigator.gpu);
   element("backend").replaceChildren(...usable.map((name) => new Option(names[name], name)));
   const most = crossOriginIsolated ? Math.min(8, navigator.hardwareConcurrency || 1) : 1;

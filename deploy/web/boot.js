@@ -9,6 +9,9 @@
     document.getElementById("engine-state").textContent = "not running";
   }
 
+  // The program takes this mark away as its first step, which is before DOMContentLoaded.
+  document.documentElement.dataset.starting = "yes";
+
   document.addEventListener("DOMContentLoaded", function () {
     if (location.protocol === "file:") {
       show(
@@ -17,8 +20,6 @@
       );
       return;
     }
-    // The program takes this mark away as its first step.
-    document.documentElement.dataset.starting = "yes";
     window.addEventListener("load", function () {
       setTimeout(function () {
         if (document.documentElement.dataset.starting === "yes") {

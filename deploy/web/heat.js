@@ -30,7 +30,7 @@ export function composeHeat(outputs, names, kind, classIndex) {
     const area = height * width;
     const values = data.slice(classIndex * area, (classIndex + 1) * area);
     // What speaks against the answer is shown as nothing.
-    return { width, height, values: stretch(values.map((value) => Math.max(0, value)), 0) };
+    return { width, height, values: stretch(values.map((value) => Math.max(0, value))) };
   }
   const maps = names.attention.map((name) => outputs[name]);
   const width = Math.max(...maps.map(({ dims }) => dims[3]));
@@ -60,10 +60,10 @@ function addScaled(sum, width, height, map, mapWidth, mapHeight, factor) {
   }
 }
 
-/** Map the range between `low` (by default the 2nd percentile) and the 98th percentile to [0, 1]. */
-function stretch(values, low = undefined) {
+/** Map the range between the 2nd and the 98th percentile to [0, 1]. */
+function stretch(values) {
   const sorted = values.slice().sort();
-  const from = low ?? sorted[Math.floor(0.02 * (sorted.length - 1))];
+  const from = sorted[Math.floor(0.02 * (sorted.length - 1))];
   const to = sorted[Math.ceil(0.98 * (sorted.length - 1))];
   return values.map((value) => (to > from ? Math.min(1, Math.max(0, (value - from) / (to - from))) : 0));
 }

@@ -124,7 +124,7 @@ export function showTestResult(outcome) {
   const lines = [
     `${outcome.top1_equal} of ${n} first answers are those of ${runtime}; ` +
       `${outcome.pixels_equal} of ${n} images have the same pixels, bit for bit; ` +
-      `logits differ by at most ${outcome.largest_difference.toPrecision(2)} (allowed: ${tolerance}).`,
+      `logits differ by at most ${outcome.largest_difference.toPrecision(2)} (allowed: ${tolerance.toPrecision(2)}).`,
   ];
   if (kind === "differs") {
     lines.push("This browser decodes some image files with another rounding than the reference did.");

@@ -43,9 +43,7 @@ class Exploration:
 
 
 class RecurrentAttention(Mechanism):
-    """RAM.
-
-    Keys ``see``, ``where``, ``join_see``, ``join_where``, ``remember``, ``read``, ``move``, ``classify``, ``expect``.
+    """RAM; its keys are the names of its layers, ``see`` to ``expect``.
 
     Args:
         channels: Channels of the image.

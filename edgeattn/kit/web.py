@@ -16,8 +16,8 @@ from edgeattn.kit.web_runtime import RUNTIME_NAME, RUNTIME_VERSION, read_runtime
 __all__ = ["KIND", "web_kit"]
 
 _HEAT_FILE = "heat.onnxpart"
-# The service worker's own files are the browser's business; people read these two outside the page.
-_NOT_KEPT = frozenset({"sw.js", "precache.js", "README.md", "model/NOTICE.md"})
+# The service worker's own files are the browser's business; people read the others outside the page.
+_NOT_KEPT = frozenset({"sw.js", "precache.js", "README.md", "screenshot.webp", "model/NOTICE.md"})
 
 
 def web_kit(runtime: Path | None = None, *, webgpu: bool = False) -> KitKind:

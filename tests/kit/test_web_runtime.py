@@ -89,7 +89,7 @@ def test_the_manifest_vouches_for_every_file_that_the_page_loads(tmp_path: Path)
         assert sha256_of_file(folder / name) == entry["sha256"], name
     there = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
     missing = there - set(manifest["files"])
-    assert missing == {"web.json", "sw.js", "precache.js", "README.md", "model/NOTICE.md"}
+    assert missing == {"web.json", "sw.js", "precache.js", "README.md", "screenshot.webp", "model/NOTICE.md"}
     script = (folder / "precache.js").read_text()
     kept = json.loads(script[script.index("{") : script.rindex("}") + 1])
     assert kept["files"].pop("web.json")["sha256"] == sha256_of_file(folder / "web.json")

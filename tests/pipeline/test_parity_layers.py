@@ -69,6 +69,18 @@ def test_the_pieces_run_in_the_kernels_of_the_whole() -> None:
     needs("ort-cpu")
     found = compare(quantized("u8"), quantized("u8"), "ort-cpu")
     assert found.int8_convolutions == found.int8_convolutions_whole == 5
+    assert found.same_outputs
+
+
+def test_end_to_end_drift_is_followed_to_where_it_begins() -> None:
+    right = compare(quantized("u8"), quantized("u8"), "reference")
+    assert right.same_outputs
+    assert all(share == 0 for _, share in right.drift)
+    graph = Graph(quantized("u8"))
+    shifted_zero_point(graph)
+    wrong = compare(quantized("u8"), graph.to_model(), "reference")
+    assert wrong.same_outputs
+    assert next(name for name, share in wrong.drift if share > 0) == "sum.quantized"
 
 
 def double_scale(graph: Graph) -> None:

@@ -137,6 +137,14 @@ def test_profiles_stand_side_by_side(run_folder: Path) -> None:
         parity_model(run_folder, ["reference"], profiles=["u4"])
 
 
+def test_the_reference_computes_otherwise_on_request(run_folder: Path) -> None:
+    found = parity_model(run_folder, ["reference", "reference@vpmaddubsw"], layer_images=0, limit=2)
+    # The weights of this run saturate nowhere.
+    assert found["between"]["reference/reference@vpmaddubsw"]["identical"]
+    with pytest.raises(RecipeError, match="half-away"):
+        parity_model(run_folder, ["reference@fast"])
+
+
 def test_a_file_and_an_array_do_as_well(run_folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.concatenate(pictures(16)))
     found = parity_model(run_folder / "model.s8.onnx", ["reference"], tmp_path / "x.npy", layer_images=1)

@@ -124,6 +124,11 @@ const std::uint8_t *find_chunk(const std::uint8_t *data, std::size_t size_bytes,
 }  // namespace
 
 Image decode_png(const std::uint8_t *data, std::size_t size_bytes, const std::string &name, int &orientation) {
+    const auto number = [&](std::size_t at) {
+        return std::uint64_t(data[at]) << 24 | std::uint64_t(data[at + 1]) << 16 | std::uint64_t(data[at + 2]) << 8 | data[at + 3];
+    };
+    // Before libpng sets anything aside for it.
+    if (size_bytes >= 24) check_image_size(number(16), number(20), name);
     Decoder decoder;
     decoder.data = data, decoder.left = size_bytes;
     struct Closer {

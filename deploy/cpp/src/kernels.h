@@ -4,9 +4,10 @@
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && defined(__linux__) && !defined(__SANITIZE_ADDRESS__)
-#define EAK_CLONES __attribute__((target_clones("avx2", "sse4.1", "default")))
+#define EAK_CLONES __attribute__((target_clones("avx2", "default")))
 #else
 #define EAK_CLONES
 #endif
@@ -14,17 +15,30 @@
 namespace eak {
 
 constexpr int kWeightBits = 32 - 8 - 2;  ///< Pillow's: 8 bits for the result, 2 for what overshoots.
-constexpr std::size_t kLanes = 32;       ///< Rows of bytes are padded to a multiple of this.
+constexpr std::size_t kLanes = 32;       ///< Bytes that blend_rows takes at a time.
 
-/// Bytes behind a row's last pixel that resample_row may read.
-constexpr std::size_t kRowPadding = 4;
+/// Bytes behind a row's last pixel that resample_row may read, and write in the output.
+constexpr std::size_t kRowPadding = 8;
 
-/// One output row of `length` RGB pixels from one input row.
-void resample_row(const std::uint8_t *in, const int *first, const int *count, const std::int32_t *weights, int taps,
-                  int length, std::uint8_t *out);
+/// How the pixels of one axis come from the input's: `count` weights each, `taps` apart, the first for pixel `first`.
+struct Axis {
+    int taps = 0;
+    std::vector<int> first, count;
+    std::vector<std::int32_t> weights;
+    /// The same weights by twos, for instructions that multiply 16-bit pairs: for each two, four times their upper
+    /// parts (weight >> kLowBits), then four times their lower ones. Made by pack_pairs.
+    std::vector<std::int16_t> pairs;
+};
 
-/// One output row of `padded` bytes from `count` input rows that lie `stride` bytes apart.
-void blend_rows(const std::uint8_t *in, std::size_t stride, const std::int32_t *weights, int count, std::size_t padded,
+constexpr int kLowBits = 12;
+
+void pack_pairs(Axis &axis);
+
+/// One output row of RGB pixels from one input row.
+void resample_row(const std::uint8_t *in, const Axis &axis, std::uint8_t *out);
+
+/// One output row of `bytes` bytes from `count` input rows that lie `stride` bytes apart.
+void blend_rows(const std::uint8_t *in, std::size_t stride, const std::int32_t *weights, int count, std::size_t bytes,
                 std::uint8_t *out);
 
 }  // namespace eak

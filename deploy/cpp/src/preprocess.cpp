@@ -30,8 +30,6 @@ int centred(int difference) {
     return difference % 2 == 0 ? half : half + (half % 2 != 0);
 }
 
-std::size_t padded(std::size_t bytes) { return (bytes + kLanes - 1) / kLanes * kLanes; }
-
 }  // namespace
 
 Preprocessor::Preprocessor(const Preprocess &spec) : spec_(spec) {
@@ -42,7 +40,7 @@ Preprocessor::Preprocessor(const Preprocess &spec) : spec_(spec) {
     }
 }
 
-Preprocessor::Axis Preprocessor::make_axis(int in, int out, int from, int length, Interpolation interpolation) {
+Axis Preprocessor::make_axis(int in, int out, int from, int length, Interpolation interpolation) {
     const auto filter = interpolation == Interpolation::bicubic ? bicubic : bilinear;
     const double scale = double(in) / out, stretch = std::max(scale, 1.0);
     const double support = (interpolation == Interpolation::bicubic ? 2.0 : 1.0) * stretch;
@@ -67,6 +65,7 @@ Preprocessor::Axis Preprocessor::make_axis(int in, int out, int from, int length
         axis.first[std::size_t(i)] = first;
         axis.count[std::size_t(i)] = count;
     }
+    pack_pairs(axis);
     return axis;
 }
 
@@ -108,9 +107,12 @@ void Preprocessor::plan(int width, int height) {
         row_end_ = 0;
         for (std::size_t i = 0; i < side; ++i) row_end_ = std::max(row_end_, down_.first[i] + down_.count[i]);
         row_.assign(std::size_t(width) * 3 + kRowPadding, 0);
-        middle_.assign(padded(side * 3) * std::size_t(row_end_ - row_begin_), 0);
+        // Rounding to 8 bits between the two passes makes their order matter. Pillow 13 turns it around where the
+        // height shrinks by more than twice what the width does.
+        down_first_ = height > new_height_ && height - new_height_ > 2 * (width - new_width_);
+        middle_.assign(down_first_ ? 0 : side * 3 * std::size_t(row_end_ - row_begin_) + kRowPadding, 0);
     }
-    pixels_.assign(side * side * 3 + kLanes, 0);
+    pixels_.assign(side * side * 3 + kRowPadding, 0);
     width_ = width, height_ = height;
 }
 
@@ -125,35 +127,47 @@ const std::uint8_t *Preprocessor::nearest(const std::uint8_t *rgb, std::size_t s
     return pixels_.data();
 }
 
+const std::uint8_t *Preprocessor::down_first(const std::uint8_t *rgb, std::size_t stride_bytes) {
+    const auto side = std::size_t(spec_.size), bytes = side * 3;
+    for (std::size_t y = 0; y < side; ++y) {
+        blend_rows(rgb + std::size_t(down_.first[y]) * stride_bytes, stride_bytes,
+                   down_.weights.data() + y * std::size_t(down_.taps), down_.count[y], std::size_t(width_) * 3,
+                   row_.data());
+        std::uint8_t *const out = pixels_.data() + y * bytes;
+        if (new_width_ == width_) std::memcpy(out, row_.data() + std::size_t(left_) * 3, bytes);
+        else resample_row(row_.data(), across_, out);
+    }
+    return pixels_.data();
+}
+
 const std::uint8_t *Preprocessor::resize_and_crop(const std::uint8_t *rgb, int width, int height,
                                                   std::size_t stride_bytes) {
     if (width != width_ || height != height_) plan(width, height);
     if (spec_.interpolation == Interpolation::nearest) return nearest(rgb, stride_bytes);
+    if (down_first_) return down_first(rgb, stride_bytes);
 
-    const auto side = std::size_t(spec_.size), bytes = side * 3, stride = padded(bytes);
+    const auto side = std::size_t(spec_.size), bytes = side * 3;
     for (int y = row_begin_; y < row_end_; ++y) {
         const std::uint8_t *in = rgb + std::size_t(y) * stride_bytes;
-        std::uint8_t *out = middle_.data() + std::size_t(y - row_begin_) * stride;
+        std::uint8_t *out = middle_.data() + std::size_t(y - row_begin_) * bytes;
         if (new_width_ == width) {
             std::memcpy(out, in + std::size_t(left_) * 3, bytes);
             continue;
         }
-        if (y + 1 == height) {  // reading past the caller's last byte is not allowed
+        if (y + 1 == height) {  // reading past the caller's last byte is not allowed; another row holds the padding
             std::memcpy(row_.data(), in, std::size_t(width) * 3);
             in = row_.data();
         }
-        resample_row(in, across_.first.data(), across_.count.data(), across_.weights.data(), across_.taps, spec_.size,
-                     out);
+        resample_row(in, across_, out);
     }
     for (std::size_t y = 0; y < side; ++y) {
-        std::uint8_t *out = pixels_.data() + y * bytes;
+        std::uint8_t *const out = pixels_.data() + y * bytes;
         if (new_height_ == height) {
-            std::memcpy(out, middle_.data() + (std::size_t(top_ - row_begin_) + y) * stride, bytes);
-            continue;
+            std::memcpy(out, middle_.data() + (std::size_t(top_ - row_begin_) + y) * bytes, bytes);
+        } else {
+            blend_rows(middle_.data() + std::size_t(down_.first[y] - row_begin_) * bytes, bytes,
+                       down_.weights.data() + y * std::size_t(down_.taps), down_.count[y], bytes, out);
         }
-        const std::uint8_t *in = middle_.data() + std::size_t(down_.first[y] - row_begin_) * stride;
-        // What is written behind the row is the next row's, or the buffer's end.
-        blend_rows(in, stride, down_.weights.data() + y * std::size_t(down_.taps), down_.count[y], stride, out);
     }
     return pixels_.data();
 }

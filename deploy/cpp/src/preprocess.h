@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <vector>
 
+#include "kernels.h"
 #include "manifest.h"
 
 namespace eak {
@@ -23,16 +24,11 @@ public:
     void normalize(const std::uint8_t *pixels, float *planes) const;
 
 private:
-    /// How the pixels of one axis come from the input's: `taps` weights each, the first for pixel `first`.
-    struct Axis {
-        int taps = 0;
-        std::vector<int> first, count;
-        std::vector<std::int32_t> weights;
-    };
     static Axis make_axis(int in, int out, int from, int length, Interpolation interpolation);
     static std::vector<int> nearest_axis(int in, int out, int from, int length);
     void plan(int width, int height);
     const std::uint8_t *nearest(const std::uint8_t *rgb, std::size_t stride_bytes);
+    const std::uint8_t *down_first(const std::uint8_t *rgb, std::size_t stride_bytes);
 
     Preprocess spec_;
     float table_[3][256];
@@ -40,6 +36,7 @@ private:
     int new_width_ = 0, new_height_ = 0, left_ = 0, top_ = 0;
     Axis across_, down_;
     std::vector<int> columns_, rows_;
+    bool down_first_ = false;                   ///< Resize columns before rows: Pillow does for tall images.
     int row_begin_ = 0, row_end_ = 0;           ///< Input rows that the output depends on.
     std::vector<std::uint8_t> row_, middle_, pixels_;
 };

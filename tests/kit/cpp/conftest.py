@@ -51,7 +51,13 @@ def classify(cpp_kit: Path) -> Classify:
             *arguments,
         ]
         done = subprocess.run(
-            [str(part) for part in command], capture_output=True, text=True, timeout=120, check=False, **more
+            [str(part) for part in command],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=120,
+            check=False,
+            **more,
         )
         # Killed by a signal is never an answer.
         assert done.returncode >= 0, done.stderr
@@ -89,6 +95,7 @@ def photographs(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         (301, 224),
         (640, 480),
         (37, 1000),
+        (300, 1000),
         (1031, 67),
     ]
     for width, height in sizes:
