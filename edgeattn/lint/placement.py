@@ -13,7 +13,7 @@ from edgeattn.lower.half_remainder import HalfRemainder, float32_nodes, is_int8,
 from edgeattn.lower.patterns import dequantize_of, quantize_behind
 from edgeattn.onnx_graph import Graph, attribute
 
-__all__ = ["RULES"]
+__all__ = ["FLOAT32_REMAINDER", "RULES"]
 
 _INT8 = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -190,13 +190,14 @@ RULES = (
         "warning",
         _unquantized_results,
     ),
-    Rule(
-        "TRT003",
-        "a remainder in float32",
-        "A strongly typed network computes in float32 whatever is neither quantized nor cast to float16.",
-        frozenset({"tensorrt"}),
-        "warning",
-        _float_remainder,
-        _half,
-    ),
+)
+
+FLOAT32_REMAINDER = Rule(
+    "TRT003",
+    "a remainder in float32",
+    "A strongly typed network computes in float32 whatever is neither quantized nor cast to float16.",
+    frozenset({"tensorrt"}),
+    "warning",
+    _float_remainder,
+    _half,
 )

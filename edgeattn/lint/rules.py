@@ -7,4 +7,10 @@ from edgeattn.lint.base import Rule
 
 __all__ = ["RULES"]
 
-RULES: tuple[Rule, ...] = (*quantization.RULES, *placement.RULES, *operators.RULES)
+# Casts come last: what is behind one is no longer next to what other fixes look at.
+RULES: tuple[Rule, ...] = (
+    *quantization.RULES,
+    *placement.RULES,
+    *operators.RULES,
+    placement.FLOAT32_REMAINDER,
+)

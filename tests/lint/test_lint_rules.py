@@ -217,7 +217,7 @@ CASES = {
     "OPS001": Case("tensorrt", conv1d),
     "OPS002": Case("tensorrt", transpose),
     "OPS003": Case("openvino", dynamic),
-    "OPS004": Case("tensorrt", shared, 0.0),
+    "OPS004": Case("dla", shared, 0.0),
     "TRT004": Case("tensorrt", swish),
     "DLA001": Case("dla", dla, 1e-5),
     "DLA002": Case("dla", concat),
