@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgeattn.attention.base import EdgeForm
-from edgeattn.attention.mapwise import Additive, attend, check_count, check_min_size
+from edgeattn.attention.mapwise import Additive, attend, check_count, check_min_size, zero_layer
 
 __all__ = ["NonLocalBlock"]
 
