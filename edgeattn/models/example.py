@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import math
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
 from torch import nn
+from torch.nn import functional
 
 from edgeattn.attention import attentions, create_attention, mechanism_class
 
-__all__ = ["Example", "InBlock", "make_example", "wake"]
+__all__ = ["Example", "InBlock", "draw_maps", "make_example", "wake"]
+
+
+_PATTERNS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,6 +92,30 @@ def make_example(name: str, channels: int = 32, size: int = 14, *, seed: int = 0
             inputs=(torch.randn(2, channels, size, size),),
             bare=InBlock(None, projection),
         )
+
+
+def draw_maps(shape: Sequence[int], *, seed: int = 0) -> torch.Tensor:
+    """Return random maps that vary smoothly over space and go together over channels, as features do.
+
+    White noise would not do: its correlations and its means are zero but for chance, and what reads them
+    would be measured on nothing.
+
+    Args:
+        shape: (N, C, H, W). How channels depend on the patterns is the same for every seed.
+        seed: Of the patterns.
+
+    Returns:
+        Values of about unit variance.
+    """
+    count, channels, height, width = shape
+    generator = torch.Generator().manual_seed(seed)
+    fixed = torch.Generator().manual_seed(channels)
+    mixing = torch.randn(channels, _PATTERNS, generator=fixed) / math.sqrt(_PATTERNS)
+    offset = 0.5 * torch.randn(1, channels, 1, 1, generator=fixed)
+    coarse = torch.randn(count, _PATTERNS, 4, 4, generator=generator)
+    smooth = functional.interpolate(coarse, (height, width), mode="bicubic", align_corners=False)
+    noise = torch.randn(count, channels, height, width, generator=generator)
+    return torch.einsum("cp,nphw->nchw", mixing, smooth) + offset + 0.3 * noise
 
 
 def wake(module: nn.Module, *, seed: int = 0) -> None:
