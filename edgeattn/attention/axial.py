@@ -106,11 +106,11 @@ class _AxialEdge(EdgeForm):
         if along_width:
             # (B, H, W, d) @ (B, H, d, W) -> (B, H, W, W); values (B, H, W, d)
             scores = query.permute(0, 2, 3, 1) @ key.permute(0, 2, 1, 3)
-            read = scores.softmax(-1) @ value.permute(0, 2, 3, 1)
-            return read.permute(0, 3, 1, 2)
+            of_row: torch.Tensor = scores.softmax(-1) @ value.permute(0, 2, 3, 1)
+            return of_row.permute(0, 3, 1, 2)
         scores = query.permute(0, 3, 2, 1) @ key.permute(0, 3, 1, 2)  # (B, W, H, H)
-        read = scores.softmax(-1) @ value.permute(0, 3, 2, 1)
-        return read.permute(0, 3, 2, 1)
+        of_column: torch.Tensor = scores.softmax(-1) @ value.permute(0, 3, 2, 1)
+        return of_column.permute(0, 3, 2, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_size(x)

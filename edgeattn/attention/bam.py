@@ -33,6 +33,11 @@ class _Part(nn.Module):
         super().__init__()
         self.add_module(key, nn.Sequential(layers))
 
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        for layers in self.children():
+            x = layers(x)
+        return x
+
 
 class BottleneckAttention(Attention):
     """BAM, keys ``channel_att.gate_c.*`` and ``spatial_att.gate_s.*``.
@@ -75,7 +80,7 @@ class BottleneckAttention(Attention):
 
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Gate `x`; also the edge form's formula."""
-        logits = self.channel_att.gate_c(self.pool(x)) + self.spatial_att.gate_s(x)
+        logits = self.channel_att(self.pool(x)) + self.spatial_att(x)
         gate: torch.Tensor = self.sigmoid(logits) + 1.0
         return x * self.apply_factor(gate)
 

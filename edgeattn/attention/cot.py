@@ -71,7 +71,8 @@ class ContextualTransformer(Additive):
         pooled = (dynamic + static).mean((2, 3), keepdim=True)
         # Of each channel's pair the first is the dynamic context's.
         weights = self.se(pooled).reshape(batch, channels, 2).softmax(2).reshape(batch, channels, 2, 1, 1)
-        return x + self.gamma * (dynamic * weights[:, :, 0] + static * weights[:, :, 1])
+        y: torch.Tensor = x + self.gamma * (dynamic * weights[:, :, 0] + static * weights[:, :, 1])
+        return y
 
     def _zero_output(self) -> None:
         self.gamma.zero_()

@@ -69,7 +69,7 @@ class DeformableConvolution(ConvolutionAttention):
         height, width = x.shape[2:]
         kernel, taps = self.kernel_size, self.kernel_size**2
         predicted = self.conv_offset(x)
-        y, z = _base_places(*predicted.shape[2:], kernel, self.stride)
+        y, z = _base_places(predicted.shape[2], predicted.shape[3], kernel, self.stride)
         down = functional.pixel_shuffle(predicted[:, 0 : 2 * taps : 2], kernel)[:, 0] + y.to(x)
         right = functional.pixel_shuffle(predicted[:, 1 : 2 * taps : 2], kernel)[:, 0] + z.to(x)
         grid = torch.stack([(2 * right + 1) / width - 1, (2 * down + 1) / height - 1], dim=3)

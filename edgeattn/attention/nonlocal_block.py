@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from edgeattn.attention.base import EdgeForm
-from edgeattn.attention.mapwise import Additive, attend, check_count, check_min_size
+from edgeattn.attention.mapwise import Additive, attend, check_count, check_min_size, zero_layer
 
 __all__ = ["NonLocalBlock"]
 
@@ -40,8 +40,9 @@ class NonLocalBlock(Additive):
         self.theta = nn.Conv2d(channels, inner, 1)
         self.phi = nn.Conv2d(channels, inner, 1)
         self.g = nn.Conv2d(channels, inner, 1)
-        self.W = nn.Sequential(nn.Conv2d(inner, channels, 1), nn.BatchNorm2d(channels))
-        nn.init.zeros_(self.W[1].weight)
+        norm = nn.BatchNorm2d(channels)
+        nn.init.zeros_(norm.weight)
+        self.W = nn.Sequential(nn.Conv2d(inner, channels, 1), norm)
         self.pool = nn.MaxPool2d(2) if subsample else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -55,12 +56,11 @@ class NonLocalBlock(Additive):
             check_min_size(self.kind, x.shape[2], x.shape[3], 2, "subsample pools 2x2")
             keys, values = self.pool(keys), self.pool(values)
         read = attend(self.theta(x).flatten(2), keys.flatten(2), values.flatten(2))
-        y: torch.Tensor = x + self.W(read.unflatten(2, x.shape[2:]))
+        y: torch.Tensor = x + self.W(read.reshape(x.shape[0], -1, *x.shape[2:]))
         return y
 
     def _zero_output(self) -> None:
-        self.W[1].weight.zero_()
-        self.W[1].bias.zero_()
+        zero_layer(self.W[1])
 
     def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
         return _NonLocalEdge(self, height, width, form)

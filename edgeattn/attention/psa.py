@@ -76,7 +76,7 @@ class PointwiseSpatialAttention(Additive):
         of_target = self.collect(v).flatten(2).gather(1, index) * inside
         of_source = self.distribute(v).flatten(2).gather(1, index) * inside
         read = torch.cat([flat @ of_target, flat @ of_source.transpose(1, 2)], dim=1)
-        read = (read / self.mask_size**2).unflatten(2, (height, width))
+        read = (read / self.mask_size**2).reshape(batch, -1, height, width)
         y: torch.Tensor = x + self.proj(read)
         return y
 

@@ -46,7 +46,8 @@ class SaganSelfAttention(Additive):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Add attention to `x`, shape (N, C, H, W)."""
         read = attend(self.g(x).flatten(2), self.f(x).flatten(2), self.h(x).flatten(2))
-        return x + self.gamma * self.v(read.unflatten(2, x.shape[2:]))
+        y: torch.Tensor = x + self.gamma * self.v(read.reshape(x.shape[0], -1, *x.shape[2:]))
+        return y
 
     def _zero_output(self) -> None:
         self.gamma.zero_()
