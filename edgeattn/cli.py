@@ -7,8 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeattn.cli_catalogue import CATALOGUE_EXAMPLES, catalogue
 from edgeattn.cli_errors import handle_errors, set_debug
 from edgeattn.cli_kit import KIT_EXAMPLES, kit
+from edgeattn.cli_lint import LINT_EXAMPLES, lint
 from edgeattn.cli_options import (
     JsonOption,
     QuickOption,
@@ -19,7 +21,9 @@ from edgeattn.cli_options import (
     load_request,
     split_names,
 )
+from edgeattn.cli_parity import PARITY_EXAMPLES, parity
 from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
+from edgeattn.cli_setup import SETUP_EXAMPLES, setup
 
 __all__ = ["app", "main"]
 
@@ -277,32 +281,13 @@ def tune(
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)
+app.command(epilog=SETUP_EXAMPLES)(setup)
 app.command(epilog=KIT_EXAMPLES)(kit)
+app.command(epilog=LINT_EXAMPLES)(lint)
+app.command(epilog=CATALOGUE_EXAMPLES)(catalogue)
 
 
-@app.command(epilog=examples("edgeattn parity model.onnx --targets ort-cpu,openvino-cpu --data photos/"))
-@handle_errors
-def parity(
-    model: Annotated[Path, typer.Argument(metavar="MODEL", help="An ONNX file, float or quantized.")],
-    names: Annotated[
-        list[str], typer.Option("--targets", "-t", metavar="NAMES", help="Separated by commas, or repeated.")
-    ],
-    data: Annotated[
-        Path, typer.Option(metavar="D", help="A folder of images or an .npy file of NCHW inputs.")
-    ],
-    as_json: JsonOption = False,
-) -> None:
-    """Compare targets on the same inputs.
-
-    The result is agreement, SQNR, and the first layer that drifts.
-    """
-    from edgeattn.cli_output import print_json, print_parity
-    from edgeattn.pipeline import parity_model
-    from edgeattn.progress import make_progress
-
-    with make_progress() as progress:
-        result = parity_model(model, split_names(names), data, progress)
-    (print_json if as_json else print_parity)(result)
+app.command(epilog=PARITY_EXAMPLES)(parity)
 
 
 @app.command(

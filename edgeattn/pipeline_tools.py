@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.data import load_calibration
 from edgeattn.data.spec import Preprocess
-from edgeattn.errors import DataError, EdgeAttnError, ModelError, RecipeError, TargetUnavailable
+from edgeattn.errors import DataError, ModelError, RecipeError, TargetUnavailable
 from edgeattn.export.artifacts import save_artifact
-from edgeattn.export.from_onnx import load_float_onnx, read_onnx
+from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.extras import require
-from edgeattn.measure import compare_latency, compare_outputs, describe_environment, run_session
+from edgeattn.measure import compare_latency, describe_environment, run_session
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_layers import layer_results
@@ -30,7 +30,7 @@ from edgeattn.recipe import Accept
 from edgeattn.report import Fp32Result, LayerResult, ReasonResult, Report, write_report
 from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
 
-__all__ = ["bench_engines", "parity_model", "quantize_onnx"]
+__all__ = ["bench_engines", "inputs_for", "quantize_onnx", "reference_logits"]
 
 _LARGEST_CALIBRATION = 256
 
@@ -71,7 +71,7 @@ def quantize_onnx(
     float_model = load_float_onnx(model)
     graph = Graph(float_model)
     shape = graph.io_specs()[0][0].shape
-    tensors = _inputs_for(Path(calibration), shape, progress)
+    tensors = inputs_for(Path(calibration), shape, progress)
     half = max(16, len(tensors) // 2) if len(tensors) >= 32 else len(tensors)
     images, held_out = tensors[:half], tensors[half:] if half < len(tensors) else tensors
     plan = make_plan(
@@ -101,7 +101,7 @@ def quantize_onnx(
         qdq=qdq,
         images=held_out,
         labels=None,
-        reference_logits=_reference_logits(fp32, held_out, out),
+        reference_logits=reference_logits(fp32, held_out, out),
         timing=TimingPlan(min_runs=256, min_seconds=5.0),
         layers=layers,
     )
@@ -176,86 +176,7 @@ def bench_engines(
     return {"target": target, **comparison.to_json()}
 
 
-def parity_model(
-    model: Path, targets: Sequence[str], data: Path, progress: Progress | None = None
-) -> dict[str, Any]:
-    """Run one model, or a run's model, on several targets and compare their answers.
-
-    Args:
-        model: An ONNX file, float or QDQ; or a run's folder, whose quantized graph of each target's
-            profile is then compared with the float one.
-        targets: Names.
-        data: A folder of images or an .npy file of float32 NCHW inputs.
-        progress: Hears how far it is.
-
-    Returns:
-        ``{"targets": {name: {...}}, "between": {"a/b": {...}}, "n": images}``.
-    """
-    import tempfile
-
-    progress = progress or SilentProgress()
-    files = _files_of(model)
-    float_graph = Graph(read_onnx(files["fp32"]))
-    shape = float_graph.io_specs()[0][0].shape
-    images = _inputs_for(data, shape, progress)
-    result: dict[str, Any] = {"n": len(images), "targets": {}, "between": {}}
-    logits: dict[str, NDArray[np.float32]] = {}
-    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
-        work = Path(folder)
-        reference_file = save_artifact(read_onnx(files["fp32"]), work / "reference.onnx", "fp32")
-        reference = _reference_logits(reference_file, images, work)
-        for done, name in enumerate(targets):
-            progress.update("parity", done, len(targets))
-            result["targets"][name] = _parity_of(name, files, images, reference, work, logits)
-        progress.update("parity", len(targets), len(targets))
-    ran = list(logits)
-    for index, first in enumerate(ran):
-        for second in ran[index + 1 :]:
-            both = compare_outputs(logits[first], logits[second])
-            result["between"][f"{first}/{second}"] = both.to_json()
-    return result
-
-
-def _parity_of(
-    name: str,
-    files: dict[str, Path],
-    images: NDArray[np.float32],
-    reference: NDArray[np.float32],
-    work: Path,
-    logits: dict[str, NDArray[np.float32]],
-) -> dict[str, Any]:
-    target = get_target(name)
-    available = target.probe()
-    if not available.can_run:
-        return {"status": "unavailable", "reason": available.reason}
-    profile = target.profile if target.profile in files else "fp32"
-    try:
-        artifact = save_artifact(read_onnx(files[profile]), work / f"{name}.onnx", profile)
-        folder = work / name
-        folder.mkdir()
-        engine = target.build(target.lower(artifact, folder), folder)
-        with target.open(engine) as session:
-            got = run_session(session, images, artifact.inputs[0].name, artifact.outputs[0].name)
-    except EdgeAttnError as exc:
-        return {"status": "failed", "error": str(exc)}
-    logits[name] = got
-    return {"status": "ok", "profile": profile, **compare_outputs(reference, got).to_json()}
-
-
-def _files_of(model: Path) -> dict[str, Path]:
-    if not model.is_dir():
-        return {"fp32": model}
-    files = {
-        profile: model / f"model.{profile}.onnx"
-        for profile in ("fp32", "u8", "s8")
-        if (model / f"model.{profile}.onnx").is_file()
-    }
-    if "fp32" not in files:
-        raise ModelError(f"{model} holds no model.fp32.onnx; give a run's folder or an ONNX file.")
-    return files
-
-
-def _inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDArray[np.float32]:
+def inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDArray[np.float32]:
     """Load inputs of a model's shape (1, C, H, W)."""
     if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
         if source.suffix.lower() != ".npy":
@@ -280,7 +201,7 @@ def _inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDA
     return found.tensors
 
 
-def _reference_logits(
+def reference_logits(
     artifact: OnnxArtifact, images: NDArray[np.float32], folder: Path
 ) -> NDArray[np.float32]:
     """Run a graph as it is in ONNX Runtime."""

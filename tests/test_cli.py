@@ -78,9 +78,15 @@ class FakePipeline(ModuleType):
             "ratios": {"b": {"ratio": 2.0, "interval": [1.9, 2.1]}},
         }
 
-    def parity_model(self, model: Path, targets: list[str], data: Path, progress: Any) -> dict[str, Any]:
-        self.calls.append((model, targets, data))
-        return {"targets": {name: {"agreement": 0.99, "sqnr_db": 25.0} for name in targets}}
+    def parity_model(
+        self, model: Path, targets: list[str], data: Path, progress: Any, **options: Any
+    ) -> dict[str, Any]:
+        self.calls.append((model, targets, data, options))
+        reason = {"about": "ort-cpu", "passed": False, "text": "too far"}
+        return {
+            "targets": {name: {"agreement": 0.99, "sqnr_db": 25.0} for name in targets},
+            "verdict": {"passed": False, "reasons": [reason]},
+        }
 
 
 @pytest.fixture
@@ -245,6 +251,12 @@ def test_parity_prints_agreement(pipeline: FakePipeline) -> None:
     result = invoke("parity", "m.onnx", "--targets", "ort-cpu, openvino-cpu", "--data", "d.npy")
     assert "99.00 %" in result.stdout
     assert pipeline.calls[0][1] == ["ort-cpu", "openvino-cpu"]
+    assert "MISS ort-cpu: too far" in result.stdout
+    assert result.exit_code == 0
+    strict = ("--strict", "--profiles", "u8,s8")
+    result = invoke("parity", "m.onnx", "--targets", "ort-cpu", "--data", "d.npy", *strict)
+    assert result.exit_code == 4
+    assert pipeline.calls[1][3]["profiles"] == ["u8", "s8"]
 
 
 def test_report_renders_the_page_again(tmp_path: Path) -> None:

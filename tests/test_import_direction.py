@@ -25,6 +25,7 @@ LAYERS = (
     "quant",
     "export",
     "lower",
+    "lint",
     "targets",
     "measure",
     "recipe",

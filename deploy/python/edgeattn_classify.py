@@ -908,7 +908,7 @@ class _Connection:
     def __init__(self, service: Service, client: socket.socket, *, crowded: bool) -> None:
         self._service, self._socket, self._crowded = service, client, crowded
         self._buffer = bytearray()
-        self._idle, self._keep = True, False
+        self._idle, self._keep, self._served = True, False, False
 
     def serve(self) -> None:
         """Answer until either side is done."""
@@ -960,6 +960,9 @@ class _Connection:
     def _read_head(self) -> bytes:
         """Return the head of the next request, without its empty line."""
         self._idle = not self._buffer
+        if self._served and self._idle and self._service.stopping.is_set():
+            raise _Disconnected  # `end_idle` may have come by while the last request was answered
+        self._served = True
         deadline = time.monotonic() + (_IDLE_SECONDS if self._idle else _HEAD_SECONDS)
         while (end := self._buffer.find(b"\r\n\r\n")) < 0:
             if len(self._buffer) > _MAX_HEAD:

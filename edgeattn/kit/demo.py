@@ -80,6 +80,8 @@ def _add_s8(run: Path, made: Path, other: Path, entries: dict[str, KitFile]) -> 
 
 if __name__ == "__main__":
     try:
-        sys.stdout.write(build_demo(Path(sys.argv[1]), demo_folder()).model_dump_json(indent=1, exclude={"files"}) + "\n")
+        sys.stdout.write(
+            build_demo(Path(sys.argv[1]), demo_folder()).model_dump_json(indent=1, exclude={"files"}) + "\n"
+        )
     except (EdgeAttnError, IndexError) as exc:
         sys.exit(f"error: {exc} (usage: python -m edgeattn.kit.demo RUN)")

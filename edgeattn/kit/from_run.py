@@ -36,7 +36,7 @@ from edgeattn.progress import Progress, SilentProgress
 from edgeattn.report import Report, load_report
 from edgeattn.targets import get_target
 
-__all__ = ["DEFAULT_IMAGES", "KitRequest", "build_model", "pick_images"]
+__all__ = ["DEFAULT_IMAGES", "KitRequest", "build_model", "describe_export", "pick_images"]
 
 DEFAULT_IMAGES = 40
 
@@ -96,7 +96,7 @@ def build_model(
             "Improve it, or change the bounds under accept in its recipe, and run it again (it resumes)."
         )
     spec = _data_spec(report, run, request.data)
-    exported = _exported(run, request.profile)
+    exported = describe_export(run, request.profile)
     with tempfile.TemporaryDirectory(prefix="edgeattn-kit-") as scratch:
         work = Path(scratch)
         lowered = get_target(_LOWERED_FOR[request.profile]).lower(exported, work)
@@ -156,6 +156,36 @@ def pick_images(images: ImageSet, count: int) -> list[int]:
     return chosen
 
 
+def describe_export(run: Path, profile: str) -> OnnxArtifact:
+    """Describe a run's QDQ graph again: the run keeps the file, not its description.
+
+    Raises:
+        ArtifactError: If there is none in that profile, or it is no classifier with one input.
+    """
+    import onnx
+
+    from edgeattn.onnx_graph import Graph
+
+    path = run / f"model.{profile}.onnx"
+    if not path.is_file():
+        there = sorted(item.name for item in run.glob("model.*.onnx"))
+        raise ArtifactError(
+            f"The run in {run} has no model in profile {profile} ({path.name}); it has: "
+            f"{', '.join(there) or 'none'}. Add a target of that profile to its recipe and run it again."
+        )
+    try:
+        graph = Graph(onnx.load(str(path)))
+        inputs, outputs = graph.io_specs()
+        opset = graph.opset
+    except EdgeAttnError:
+        raise
+    except Exception as exc:  # protobuf's own error type depends on its backend
+        raise ArtifactError(f"{path} is not an ONNX model: {exc}. Run the recipe again.") from exc
+    if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
+        raise ArtifactError(f"{path} is no classifier: expected one input and one output of shape (1, K).")
+    return OnnxArtifact(path, sha256_of_file(path), opset, inputs, outputs, profile)
+
+
 # ------------------------------------------------------------------------------------ pieces
 
 
@@ -179,32 +209,6 @@ def _data_spec(report: Report, run: Path, data: Path | None) -> DataSpec:
             "not know where that was. Say where the data lies: --data DIR."
         )
     return spec
-
-
-def _exported(run: Path, profile: str) -> OnnxArtifact:
-    """Describe the run's QDQ graph again: the run keeps the file, not its description."""
-    import onnx
-
-    from edgeattn.onnx_graph import Graph
-
-    path = run / f"model.{profile}.onnx"
-    if not path.is_file():
-        there = sorted(item.name for item in run.glob("model.*.onnx"))
-        raise ArtifactError(
-            f"The run in {run} has no model in profile {profile} ({path.name}); it has: "
-            f"{', '.join(there) or 'none'}. Add a target of that profile to its recipe and run it again."
-        )
-    try:
-        graph = Graph(onnx.load(str(path)))
-        inputs, outputs = graph.io_specs()
-        opset = graph.opset
-    except EdgeAttnError:
-        raise
-    except Exception as exc:  # protobuf's own error type depends on its backend
-        raise ArtifactError(f"{path} is not an ONNX model: {exc}. Run the recipe again.") from exc
-    if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
-        raise ArtifactError(f"{path} is no classifier: expected one input and one output of shape (1, K).")
-    return OnnxArtifact(path, sha256_of_file(path), opset, inputs, outputs, profile)
 
 
 def _check_is_what_was_measured(report: Report, run: Path, lowered: OnnxArtifact) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import errno
 import os
 import shutil
@@ -51,8 +52,7 @@ def write_kit(
     """
     kind = get_kit(kind) if isinstance(kind, str) else kind
     progress = progress or SilentProgress()
-    request = request or KitRequest()
-    request = KitRequest(kind.profile, kind.variants, request.images, request.data, request.min_confidence)
+    request = dataclasses.replace(request or KitRequest(), profile=kind.profile, variants=kind.variants)
     out = out.resolve()
     _check_out(out, force)
     with _staged(out) as folder:

@@ -8,11 +8,14 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from edgeattn.train.config import TrainConfig
 
-__all__ = ["GatePolicy", "PtqConfig", "QuantConfig", "RangeEstimator"]
+__all__ = ["GatePolicy", "Headroom", "PtqConfig", "QuantConfig", "RangeEstimator"]
 
 GatePolicy = Literal["int8", "fixed", "float"]
 """What happens inside a gate: everything INT8; INT8 with the sigmoid's output on the fixed range
 [0, 1]; or float throughout."""
+
+Headroom = Literal["measured", "proven", "none"]
+"""Whether sums of two products fit 16 bits: on calibration images, on all, or not cared for."""
 
 RangeEstimator = Literal["minmax", "mean_minmax", "percentile", "mse"]
 
@@ -41,6 +44,14 @@ class PtqConfig(BaseModel):
         bool,
         Field(description="Search ranges again, errors weighted by what the network's answer depends on."),
     ] = True
+    headroom: Annotated[
+        Headroom,
+        Field(
+            description="Room in the 16-bit sums of x86 kernels without VNNI, by weight scales that are larger where "
+            "needed. measured: where calibration images saturate, weighed against coarser rounding. proven: no image "
+            "can saturate. none: every CPU that runs the result has VNNI, or is no x86."
+        ),
+    ] = "measured"
     tuning_steps: Annotated[
         int,
         Field(

@@ -232,13 +232,12 @@ def test_missing_runtime_is_named(demo_kit: Path, run_kit: Runner, tmp_path: Pat
 # ------------------------------------------------------------------------- the whole test split
 
 
-@pytest.mark.slow
 def test_every_test_image_gets_the_class_of_ort_cpu(
     demo_kit: Path, kit_module: ModuleType, data_folder: Path
 ) -> None:
     """On all images that the demonstration's network was not trained on, with both runtimes."""
     from edgeattn.artifact import OnnxArtifact
-    from edgeattn.kit.from_run import _exported
+    from edgeattn.kit.from_run import describe_export
     from edgeattn.measure import run_session
     from edgeattn.recipe import load_recipe
     from edgeattn.targets import get_target
@@ -250,7 +249,7 @@ def test_every_test_image_gets_the_class_of_ort_cpu(
     batch = np.stack(
         [normalize_pixels(resize_and_crop(item, model.preprocess), model.preprocess) for item in rgb]
     )
-    artifact: OnnxArtifact = _exported(demo_kit / "model", "u8")
+    artifact: OnnxArtifact = describe_export(demo_kit / "model", "u8")
     target = get_target("ort-cpu")
     import tempfile
 

@@ -243,3 +243,18 @@ def test_kit_preprocessing_is_bit_equal_to_trainings(demo_kit: Path) -> None:
         rgb = load_image(demo_kit / "model" / image.file)
         assert sha256_of_bytes(resize_and_crop(rgb, model.preprocess).tobytes()) == image.pixels_sha256
         assert preprocess_image(rgb, model.preprocess).shape == model.model.input.shape[1:]
+
+
+def test_program_files_are_found_in_a_wheel_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the package in a checkout, inside it once installed; somebody else's deploy/ is not taken."""
+    from edgeattn.kit import deploy_files
+
+    package = tmp_path / "site-packages" / "edgeattn"
+    (package.parent / "deploy" / "python").mkdir(parents=True)
+    monkeypatch.setattr(deploy_files, "_PACKAGE", package)
+    with pytest.raises(ArtifactError, match="Install edgeattn again"):
+        deploy_files.deploy_folder()
+    shutil.copytree(Path(__file__).parents[2] / "deploy", package / "_deploy")
+    assert deploy_files.deploy_folder() == package / "_deploy"
+    write_kit("python", None, tmp_path / "kit")
+    check_model(tmp_path / "kit" / "model")

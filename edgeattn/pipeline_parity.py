@@ -1,0 +1,363 @@
+"""Parity: do these engines decide the same, where do they part, and is it rounding or a mistake."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto
+
+from edgeattn.artifact import OnnxArtifact
+from edgeattn.errors import DataError, EdgeAttnError, ModelError, RecipeError
+from edgeattn.export.artifacts import save_artifact
+from edgeattn.export.from_onnx import read_onnx
+from edgeattn.measure import AcceptBounds, compare_outputs, describe_environment, judge, run_session
+from edgeattn.measure.pair_saturation import prove_pair_saturation
+from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline_causes import quantized_tensors
+from edgeattn.pipeline_deploy import module_of
+from edgeattn.pipeline_parity_data import ParityData, load_parity_data, load_run
+from edgeattn.pipeline_probe import compare_layers
+from edgeattn.progress import Progress, SilentProgress
+from edgeattn.targets import Target, get_target
+from edgeattn.targets.reference import make_program
+
+__all__ = ["AGREEMENT_BETWEEN", "OVER_ONE_SHARE", "parity_model"]
+
+AGREEMENT_BETWEEN = 0.995
+"""Least agreement of two CPU targets of one profile."""
+OVER_ONE_SHARE = 1e-3
+"""Largest share of a layer's values more than one step from the reference, given the same inputs."""
+
+_PROFILES = ("fp32", "u8", "s8")
+_REFERENCE_OPTIONS = {
+    "vpmaddubsw": "accumulate",
+    "vpmaddubsw-onednn": "accumulate",
+    "half-away": "rounding",
+    "bfloat16": "float_dtype",
+}
+_LAYER_IMAGES = 4
+Array = NDArray[Any]
+
+
+@dataclasses.dataclass
+class _Entry:
+    """One target in one profile."""
+
+    target: Target
+    profile: str
+    result: dict[str, Any]
+    logits: NDArray[np.float32] | None = None
+
+
+def parity_model(
+    model: Path,
+    targets: Sequence[str],
+    data: Path | None = None,
+    progress: Progress | None = None,
+    *,
+    profiles: Sequence[str] = (),
+    layer_images: int = _LAYER_IMAGES,
+    limit: int | None = None,
+    inputs: Path | None = None,
+) -> dict[str, Any]:
+    """Run one model, or a run's model, on several targets and compare their answers and their layers.
+
+    Args:
+        model: An ONNX file, float or QDQ; or a run's folder, whose quantized graph of each target's
+            profile is then compared with the float one.
+        targets: Names; ``reference@vpmaddubsw``, ``reference@half-away`` and the like compute otherwise. One that cannot run here is listed with the reason.
+        data: A folder of images, with or without labels, or an .npy file of float32 NCHW inputs. None takes
+            the images that the run was measured on. Images that the run learned from or was calibrated
+            with are left out.
+        progress: Hears how far it is.
+        profiles: ``"u8"`` and ``"s8"``; empty means each target's own.
+        layer_images: Images that layers are compared on; 0 leaves layers out.
+        limit: Most images to use.
+        inputs: An .npy file of what a device made of the same images, in order: its preprocessing is
+            compared bit by bit.
+
+    Returns:
+        JSON-ready: ``n``, ``fp32``, ``targets``, ``between``, ``pair_saturation``, ``verdict``.
+
+    Raises:
+        DataError: If the data cannot be used.
+        ModelError: If the model cannot.
+        RecipeError: If a profile is not one.
+    """
+    progress = progress or SilentProgress()
+    strange = [name for name in profiles if name not in ("u8", "s8")]
+    if strange:
+        raise RecipeError(f"{strange[0]!r} is no profile; expected u8 or s8.")
+    files = _files_of(model)
+    models = {profile: read_onnx(path) for profile, path in files.items()}
+    base = models.get("fp32", next(iter(models.values())))
+    shape = Graph(base).io_specs()[0][0].shape
+    found = load_parity_data(load_run(model), data, shape, progress, limit)
+    result: dict[str, Any] = {
+        "schema_version": 1,
+        "n": len(found.tensors),
+        "data": found.describe(),
+        "environment": describe_environment(),
+        "targets": {},
+        "between": {},
+    }
+    if inputs is not None:
+        result["inputs"] = found.compare_with(inputs).to_json()
+    with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
+        work = Path(folder)
+        reference = _float_logits(base, found, work, progress)
+        result["fp32"] = _float_result(reference, found)
+        entries = _entries(targets, profiles, files)
+        for label, entry in entries.items():
+            _measure(label, entry, models[entry.profile], reference, found, work, progress, layer_images)
+            result["targets"][label] = entry.result
+    result["between"] = _between(entries, found)
+    if "u8" in models and _is_quantized(models["u8"]):
+        result["pair_saturation"] = _pair_saturation(models["u8"], found)
+    result["verdict"] = _verdict(entries, result)
+    return result
+
+
+def _target_of(name: str) -> Target:
+    """Return a target by its name; ``reference@OPTION`` computes otherwise."""
+    base, _, option = name.partition("@")
+    if not option:
+        return get_target(name)
+    if base != "reference" or option not in _REFERENCE_OPTIONS:
+        raise RecipeError(
+            f"{name!r} is no target; behind reference@ there may be {', '.join(sorted(_REFERENCE_OPTIONS))}."
+        )
+    return get_target(base, **{_REFERENCE_OPTIONS[option]: option})
+
+
+def _entries(names: Sequence[str], profiles: Sequence[str], files: dict[str, Path]) -> dict[str, _Entry]:
+    """Return what to run, by name; the profile is part of the name where a target runs in several."""
+    entries: dict[str, _Entry] = {}
+    for name in dict.fromkeys(names):
+        try:
+            target = _target_of(name)
+        except EdgeAttnError as exc:
+            if isinstance(exc, RecipeError):
+                raise
+            entries[name] = _Entry(None, "fp32", {"status": "unavailable", "reason": str(exc)})  # type: ignore[arg-type]
+            continue
+        accepted = getattr(target, "accepted_profiles", frozenset({target.profile}))
+        wanted = [p for p in profiles if p in accepted and p in files] or (
+            [target.profile if target.profile in files else next(iter(files))] if not profiles else []
+        )
+        here = target.probe()
+        for profile in wanted:
+            label = name if len(wanted) == 1 else f"{name}:{profile}"
+            entry = _Entry(target, profile, {"status": "ok", "profile": profile, "version": here.version})
+            if not here.can_run:
+                reason = " ".join(part for part in (here.reason, here.install) if part)
+                entry.result = {"status": "unavailable", "profile": profile, "reason": reason}
+            entries[label] = entry
+        if not wanted:
+            reason = f"it takes none of the profiles {', '.join(profiles)} that this model has"
+            entries[name] = _Entry(target, "fp32", {"status": "unavailable", "reason": reason})
+    return entries
+
+
+def _measure(
+    label: str,
+    entry: _Entry,
+    model: ModelProto,
+    reference: NDArray[np.float32],
+    data: ParityData,
+    work: Path,
+    progress: Progress,
+    layer_images: int,
+) -> None:
+    if entry.result["status"] != "ok":
+        return
+    folder = work / label.replace(":", "-")
+    folder.mkdir()
+    try:
+        artifact = save_artifact(model, folder / "model.onnx", entry.profile)
+        lowered = entry.target.lower(artifact, folder)
+        engine = entry.target.build(lowered, folder)
+        images = data.tensors
+        with entry.target.open(engine) as session:
+            rows = []
+            for done in range(len(images)):
+                rows.append(
+                    run_session(
+                        session, images[done : done + 1], artifact.inputs[0].name, artifact.outputs[0].name
+                    )
+                )
+                progress.update(label, done + 1, len(images))
+        entry.logits = np.concatenate(rows)
+        entry.result |= compare_outputs(reference, entry.logits, data.labels).to_json()
+        if layer_images and _is_quantized(model):
+            entry.result["layers"] = _layers(label, entry, model, lowered, images[:layer_images], progress)
+    except EdgeAttnError as exc:
+        entry.result |= {"status": "failed", "error": str(exc)}
+
+
+def _layers(
+    label: str,
+    entry: _Entry,
+    model: ModelProto,
+    lowered: OnnxArtifact,
+    images: NDArray[np.float32],
+    progress: Progress,
+) -> dict[str, Any]:
+    executed = read_onnx(lowered.path)
+    left = quantized_tensors(Graph(executed))
+    removed = [name for name in quantized_tensors(Graph(model)) if name not in left]
+    parity = compare_layers(
+        model,
+        executed,
+        entry.target,
+        [image[None] for image in images],
+        module_of=module_of,
+        removed=removed,
+        progress=lambda done, total: progress.update(f"{label} layers", done, total),
+    )
+    return parity.to_json()
+
+
+def _between(entries: dict[str, _Entry], data: ParityData) -> dict[str, Any]:
+    """Compare every two targets that ran."""
+    ran = [(label, entry) for label, entry in entries.items() if entry.logits is not None]
+    found = {}
+    for index, (first, one) in enumerate(ran):
+        for second, other in ran[index + 1 :]:
+            if one.logits is None or other.logits is None:
+                continue
+            both = compare_outputs(one.logits, other.logits, data.labels).to_json()
+            found[f"{first}/{second}"] = {"same_profile": one.profile == other.profile, **both}
+    return found
+
+
+def _verdict(entries: dict[str, _Entry], result: dict[str, Any]) -> dict[str, Any]:
+    """Judge the two bounds that hold for any network: agreement between targets, and layers."""
+    reasons: list[dict[str, Any]] = []
+    for pair, both in result["between"].items():
+        if not both["same_profile"]:
+            continue
+        first, second = (entries[label] for label in pair.split("/"))
+        if first.logits is None or second.logits is None:
+            continue
+        parity = compare_outputs(first.logits, second.logits)
+        judged = judge(AcceptBounds(agreement_min=AGREEMENT_BETWEEN), parity).reasons
+        reasons += [{"about": pair, **reason.to_json()} for reason in judged]
+    for label, entry in entries.items():
+        layers = entry.result.get("layers")
+        if layers is None:
+            continue
+        errors = [layer for layer in layers["layers"] if layer["finding"]["is_error"]]
+        worst = max(layers["layers"], key=lambda layer: float(layer["over_one_share"]), default=None)
+        share = 0.0 if worst is None else float(worst["over_one_share"])
+        text = (
+            f"given the same inputs, at most {share:.3%} of a layer's values are more than one step from the "
+            f"reference; accepted is at most {OVER_ONE_SHARE:.1%}"
+        )
+        if errors:
+            first_error = errors[0]
+            text += (
+                f"; {len(errors)} of {len(layers['layers'])} layers differ by more than rounding, first "
+                f"{first_error['module'] or first_error['name']} ({first_error['finding']['cause']}: "
+                f"{first_error['finding']['evidence']})"
+            )
+        passed = share <= OVER_ONE_SHARE and not errors
+        reasons.append(
+            {
+                "about": label,
+                "metric": "over_one_share",
+                "bound": OVER_ONE_SHARE,
+                "measured": share,
+                "passed": passed,
+                "certain": None,
+                "text": text,
+            }
+        )
+    return {"passed": all(reason["passed"] for reason in reasons), "reasons": reasons}
+
+
+def _pair_saturation(model: ModelProto, data: ParityData) -> dict[str, Any]:
+    """Say which layers can saturate without VNNI: whatever the activations, and with those of the images."""
+    program = make_program(model)
+    source = Graph(model).input_names[0]
+    largest: dict[str, Array] = {}
+    names = program.quantized_names
+    for image in data.tensors[:_LAYER_IMAGES]:
+        for name, integers in program.run({source: image[None]}, names).items():
+            if name not in names or integers.ndim < 2:
+                continue
+            raw = integers.astype(np.int64) + (128 if integers.dtype == np.int8 else 0)
+            peak = raw.max(axis=(0, *range(2, raw.ndim)))
+            largest[name] = np.maximum(largest[name], peak) if name in largest else peak
+    layers = prove_pair_saturation(model, largest)
+    return {
+        "images": min(_LAYER_IMAGES, len(data.tensors)),
+        "layers_judged": len(layers),
+        "can_saturate": sum(layer.can_saturate for layer in layers),
+        "on_data": sum(bool(layer.unsafe_on_data) for layer in layers),
+        "layers": [{**layer.to_json(), "module": module_of(layer.name)} for layer in layers],
+    }
+
+
+def _float_logits(model: ModelProto, data: ParityData, work: Path, progress: Progress) -> NDArray[np.float32]:
+    """Run the float graph in ONNX Runtime, or without it in the reference."""
+    runtime = get_target("ort-cpu")
+    if not runtime.probe().can_run:
+        runtime = get_target("reference")
+    folder = work / "float"
+    folder.mkdir()
+    artifact = save_artifact(model, folder / "float.onnx", "fp32")
+    engine = runtime.build(artifact, folder)
+    rows = []
+    with runtime.open(engine) as session:
+        for done in range(len(data.tensors)):
+            image = data.tensors[done : done + 1]
+            rows.append(run_session(session, image, artifact.inputs[0].name, artifact.outputs[0].name))
+            progress.update("fp32", done + 1, len(data.tensors))
+    return np.concatenate(rows)
+
+
+def _float_result(logits: NDArray[np.float32], data: ParityData) -> dict[str, Any]:
+    if data.labels is None:
+        return {"n": len(logits), "top1": None}
+    parity = compare_outputs(logits, logits, data.labels).to_json()
+    return {"n": len(logits), "top1": parity["top1"], "top1_interval": parity["top1_interval"]}
+
+
+def _is_quantized(model: ModelProto) -> bool:
+    return any(node.op_type == "QuantizeLinear" for node in model.graph.node)
+
+
+def _files_of(model: Path) -> dict[str, Path]:
+    if not model.is_dir():
+        return {_profile_of(model): model}
+    files = {
+        profile: model / f"model.{profile}.onnx"
+        for profile in _PROFILES
+        if (model / f"model.{profile}.onnx").is_file()
+    }
+    if "fp32" not in files:
+        raise ModelError(f"{model} holds no model.fp32.onnx; give a run's folder or an ONNX file.")
+    return files
+
+
+def _profile_of(path: Path) -> str:
+    """Return the profile of one file: by its quantized tensors, if it has any."""
+    graph = Graph(read_onnx(path))
+    zeros = [
+        graph.constant(node.input[2]) for node in quantized_tensors(graph).values() if len(node.input) > 2
+    ]
+    if not quantized_tensors(graph):
+        return "fp32"
+    kinds = {zero.dtype for zero in zeros if zero is not None}
+    if kinds == {np.dtype(np.int8)}:
+        return "s8"
+    if np.dtype(np.int8) in kinds:
+        raise DataError(f"{path} mixes signed and unsigned activations; no target takes such a graph.")
+    return "u8"

@@ -1,0 +1,1 @@
+"""What the target `reference` is made of."""

@@ -1,0 +1,289 @@
+"""Operations on arrays, as ONNX defines them: what networks made and lowered here consist of.
+
+Those that only move, choose or average values work on steps of any type; the others on floats. Whatever is
+not here runs in ONNX's own reference evaluator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from edgeattn.errors import ModelError
+from edgeattn.onnx_graph import attribute
+from edgeattn.targets._reference.integer import Window, windows
+
+__all__ = ["AVERAGING", "FLOAT", "MOVING", "fallback", "reduced_axes", "window_of"]
+
+Array = NDArray[Any]
+Operation = Callable[[NodeProto, Sequence[Array]], list[Array]]
+
+
+def window_of(node: NodeProto, kernel: Sequence[int], size: Sequence[int]) -> Window:
+    """Return where a two-dimensional kernel goes on a map of `size`.
+
+    Raises:
+        ModelError: If the map has other than two dimensions.
+    """
+    if len(kernel) != 2 or len(size) != 2:
+        raise ModelError(
+            f"{node.name or node.op_type!r} works on {len(size)} dimensions; the reference knows two."
+        )
+    strides = list(attribute(node, "strides", [1, 1]))
+    dilations = list(attribute(node, "dilations", [1, 1]))
+    pads = list(attribute(node, "pads", [0, 0, 0, 0]))
+    auto = attribute(node, "auto_pad", "NOTSET")
+    if auto in ("SAME_UPPER", "SAME_LOWER"):
+        pads = [0, 0, 0, 0]
+        for dim in range(2):
+            spread = dilations[dim] * (kernel[dim] - 1) + 1
+            total = max((-(-size[dim] // strides[dim]) - 1) * strides[dim] + spread - size[dim], 0)
+            small = total // 2
+            pads[dim], pads[dim + 2] = (
+                (small, total - small) if auto == "SAME_UPPER" else (total - small, small)
+            )
+    elif auto == "VALID":
+        pads = [0, 0, 0, 0]
+    return list(kernel), strides, pads, dilations
+
+
+# ------------------------------------------------------------------------------- moving values
+
+
+def _reshape(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    x, shape = inputs[0], [int(n) for n in inputs[1]]
+    if not attribute(node, "allowzero", 0):
+        shape = [x.shape[i] if n == 0 else n for i, n in enumerate(shape)]
+    return [x.reshape(shape)]
+
+
+def _transpose(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    return [np.ascontiguousarray(np.transpose(inputs[0], attribute(node, "perm", None)))]
+
+
+def _flatten(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    axis = attribute(node, "axis", 1) % (inputs[0].ndim + 1)
+    return [inputs[0].reshape(int(np.prod(inputs[0].shape[:axis], dtype=np.int64)), -1)]
+
+
+def _axes(node: NodeProto, inputs: Sequence[Array]) -> tuple[int, ...] | None:
+    axes = inputs[1] if len(inputs) > 1 else attribute(node, "axes", None)
+    return None if axes is None else tuple(int(axis) for axis in axes)
+
+
+def _squeeze(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    return [np.squeeze(inputs[0], _axes(node, inputs))]
+
+
+def _unsqueeze(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    return [np.expand_dims(inputs[0], _axes(node, inputs) or ())]
+
+
+def _expand(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    shape = tuple(int(n) for n in inputs[1])
+    whole = np.broadcast_shapes(inputs[0].shape, shape)
+    return [np.ascontiguousarray(np.broadcast_to(inputs[0], whole))]
+
+
+def _slice(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    x, starts, ends = inputs[0], inputs[1], inputs[2]
+    axes = inputs[3] if len(inputs) > 3 else np.arange(len(starts))
+    steps = inputs[4] if len(inputs) > 4 else np.ones(len(starts), np.int64)
+    where = [slice(None)] * x.ndim
+    for start, end, axis, step in zip(starts, ends, axes, steps, strict=True):
+        stop = None if step < 0 and end < -x.shape[int(axis)] else int(end)
+        where[int(axis)] = slice(int(start), stop, int(step))
+    return [np.ascontiguousarray(x[tuple(where)])]
+
+
+def _split(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    axis, count = attribute(node, "axis", 0), len(node.output)
+    if len(inputs) > 1:
+        sizes = [int(n) for n in inputs[1]]
+    else:
+        part = -(-inputs[0].shape[axis] // count)
+        sizes = [part] * (count - 1) + [inputs[0].shape[axis] - part * (count - 1)]
+    return [np.ascontiguousarray(part) for part in np.split(inputs[0], np.cumsum(sizes)[:-1], axis)]
+
+
+def _concat(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    return [np.concatenate(inputs, attribute(node, "axis"))]
+
+
+def _max_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    _no_ceil(node)
+    lowest = np.iinfo(inputs[0].dtype).min if inputs[0].dtype.kind in "iu" else -np.inf
+    result: Array | None = None
+    for view in windows(inputs[0], _pool_window(node, inputs[0]), lowest):
+        result = view.copy() if result is None else np.maximum(result, view, out=result)
+    return [result] if result is not None else []
+
+
+def reduced_axes(node: NodeProto, inputs: Sequence[Array]) -> tuple[tuple[int, ...], bool]:
+    """Return the axes that a reduction removes, and whether they stay with size 1."""
+    axes = _axes(node, inputs)
+    if not axes:
+        axes = (
+            () if axes == () and attribute(node, "noop_with_empty_axes", 0) else tuple(range(inputs[0].ndim))
+        )
+    return axes, bool(attribute(node, "keepdims", 1))
+
+
+def _reduce_max(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    axes, keep = reduced_axes(node, inputs)
+    return [np.asarray(inputs[0].max(axis=axes, keepdims=keep))]
+
+
+def _global_max(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    return [inputs[0].max(axis=tuple(range(2, inputs[0].ndim)), keepdims=True)]
+
+
+MOVING: dict[str, Operation] = {
+    "Concat": _concat,
+    "Expand": _expand,
+    "Flatten": _flatten,
+    "GlobalMaxPool": _global_max,
+    "Identity": lambda node, inputs: [inputs[0]],
+    "MaxPool": _max_pool,
+    "ReduceMax": _reduce_max,
+    "Reshape": _reshape,
+    "Slice": _slice,
+    "Split": _split,
+    "Squeeze": _squeeze,
+    "Transpose": _transpose,
+    "Unsqueeze": _unsqueeze,
+}
+"""Operations whose results are values of their first input (of all inputs, for Concat)."""
+
+# --------------------------------------------------------------------------- averages and sums
+
+
+def _no_ceil(node: NodeProto) -> None:
+    if attribute(node, "ceil_mode", 0):
+        raise ModelError(
+            f"{node.name or node.op_type!r} has ceil_mode, which the reference does not compute."
+        )
+
+
+def _pool_window(node: NodeProto, x: Array) -> Window:
+    return window_of(node, list(attribute(node, "kernel_shape")), x.shape[2:])
+
+
+def _average_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    _no_ceil(node)
+    x, window = inputs[0], _pool_window(node, inputs[0])
+    total = _sum(windows(x, window))
+    if attribute(node, "count_include_pad", 0) or not any(window[2]):
+        return [total / total.dtype.type(window[0][0] * window[0][1])]
+    counts = _sum(windows(np.ones((1, 1, *x.shape[2:]), x.dtype), window))
+    return [total / counts]
+
+
+def _sum(views: Sequence[Array]) -> Array:
+    total: Array = views[0].copy()
+    for view in views[1:]:
+        total += view
+    return total
+
+
+def _reduce_mean(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    axes, keep = reduced_axes(node, inputs)
+    return [np.asarray(inputs[0].mean(axis=axes, keepdims=keep, dtype=np.float64), inputs[0].dtype)]
+
+
+def _global_mean(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    axes = tuple(range(2, inputs[0].ndim))
+    return [np.asarray(inputs[0].mean(axis=axes, keepdims=True, dtype=np.float64), inputs[0].dtype)]
+
+
+def _reduce_sum(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    axes, keep = reduced_axes(node, inputs)
+    return [np.asarray(inputs[0].sum(axis=axes, keepdims=keep, dtype=np.float64), inputs[0].dtype)]
+
+
+AVERAGING: dict[str, Operation] = {
+    "AveragePool": _average_pool,
+    "GlobalAveragePool": _global_mean,
+    "ReduceMean": _reduce_mean,
+    "ReduceSum": _reduce_sum,
+}
+"""Linear operations on one input, which commute with its scale."""
+
+# -------------------------------------------------------------------------------------- floats
+
+
+def _clip(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    ends: list[Any] = [inputs[i] if len(inputs) > i and inputs[i].size else None for i in (1, 2)]
+    low = attribute(node, "min", None) if ends[0] is None else ends[0].reshape(())
+    high = attribute(node, "max", None) if ends[1] is None else ends[1].reshape(())
+    x = inputs[0]
+    if low is not None:
+        x = np.maximum(x, np.asarray(low, x.dtype))
+    return [x if high is None else np.minimum(x, np.asarray(high, x.dtype))]
+
+
+def _sigmoid(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    x = inputs[0]
+    small = np.exp(-np.abs(x))
+    one = x.dtype.type(1)
+    return [np.where(x >= 0, one / (one + small), small / (one + small))]
+
+
+def _hard_sigmoid(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    x = inputs[0]
+    alpha, beta = (
+        x.dtype.type(attribute(node, name, value)) for name, value in (("alpha", 0.2), ("beta", 0.5))
+    )
+    return [np.clip(alpha * x + beta, x.dtype.type(0), x.dtype.type(1))]
+
+
+def _hard_swish(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    x = inputs[0]
+    kind = x.dtype.type
+    return [x * np.clip(x / kind(6) + kind(0.5), kind(0), kind(1))]
+
+
+def _softmax(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    axis = attribute(node, "axis", -1)
+    shifted = np.exp(inputs[0] - inputs[0].max(axis=axis, keepdims=True))
+    return [shifted / shifted.sum(axis=axis, keepdims=True)]
+
+
+FLOAT: dict[str, Operation] = {
+    "Add": lambda node, inputs: [inputs[0] + inputs[1]],
+    "Clip": _clip,
+    "Div": lambda node, inputs: [inputs[0] / inputs[1]],
+    "HardSigmoid": _hard_sigmoid,
+    "HardSwish": _hard_swish,
+    "Mul": lambda node, inputs: [inputs[0] * inputs[1]],
+    "Relu": lambda node, inputs: [np.maximum(inputs[0], inputs[0].dtype.type(0))],
+    "Sigmoid": _sigmoid,
+    "Softmax": _softmax,
+    "Sqrt": lambda node, inputs: [np.sqrt(inputs[0])],
+    "Sub": lambda node, inputs: [inputs[0] - inputs[1]],
+    "Tanh": lambda node, inputs: [np.tanh(inputs[0])],
+}
+"""Operations on floats, in the type of their inputs."""
+
+
+def fallback(node: NodeProto, inputs: Sequence[Array], opset: int) -> list[Array]:
+    """Run one node in ONNX's reference evaluator.
+
+    Raises:
+        ModelError: If that does not know the operator.
+    """
+    from onnx.reference import ReferenceEvaluator
+
+    feeds = {name: value for name, value in zip(node.input, inputs, strict=True) if name}
+    try:
+        evaluator = ReferenceEvaluator(node, opsets={"": opset})
+        return [np.asarray(value) for value in evaluator.run(None, feeds)]
+    except Exception as exc:
+        raise ModelError(
+            f"The reference cannot compute {node.name!r} ({node.op_type}): {exc}. Leave this operator out, or "
+            "compare other targets."
+        ) from exc
