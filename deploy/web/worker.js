@@ -62,9 +62,6 @@ async function open(request) {
   ort.env.wasm.numThreads = request.threads;
   const loaded = performance.now();
   session = await createSession(modelBytes);
-  // The first run is slower than all others; it should not be a picture that somebody waits for.
-  const size = model.preprocess.size;
-  await infer(session, new Float32Array(3 * size * size));
   return { load_ms: loaded - started, start_ms: performance.now() - loaded, threads: ort.env.wasm.numThreads };
 }
 

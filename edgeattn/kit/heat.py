@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import numpy as np
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
@@ -76,7 +77,7 @@ class _Part:
         self._constants: list[TensorProto] = []
         self._outputs: list[tuple[str, tuple[int, ...]]] = []
 
-    def node(self, kind: str, inputs: list[str], name: str, **attributes: object) -> str:
+    def node(self, kind: str, inputs: list[str], name: str, **attributes: Any) -> str:
         self._nodes.append(helper.make_node(kind, inputs, [name], name=name, **attributes))
         return name
 
@@ -101,7 +102,8 @@ class _Part:
         part.graph.output.extend(
             helper.make_tensor_value_info(name, TensorProto.FLOAT, shape) for name, shape in self._outputs
         )
-        return part.SerializeToString()
+        data: bytes = part.SerializeToString()
+        return data
 
 
 def _add_evidence(graph: Graph, shapes: Shapes, part: _Part) -> str | None:
