@@ -21,7 +21,7 @@ constexpr char kUsage[] =
     "  --json         print one JSON document\n"
     "  --logits       with --json: every logit, and the SHA-256 of the pixels that the model saw\n"
     "  --threads N    inference threads (default 1)\n"
-    "  --cache DIR    keep the model there as compiled for this processor: later starts take a fifth of the time\n"
+    "  --cache DIR    keep the model there as compiled for this processor: later starts take a quarter of the time\n"
     "  --self-test    compare with the kit's own photographs and expected outputs\n"
     "  --bench N      time N inferences and N frames on the first image\n"
     "  --help, --version\n"
