@@ -50,6 +50,7 @@ lint: $(DEV_STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy deploy/python/edgeattn_classify.py
 
 format: $(DEV_STAMP)
 	$(BIN)/ruff check --fix .
@@ -63,6 +64,8 @@ schema: $(RUN_STAMP)
 	mv recipes/recipe.schema.json.part recipes/recipe.schema.json
 	$(BIN)/python -m edgeattn.report > recipes/report.schema.json.part
 	mv recipes/report.schema.json.part recipes/report.schema.json
+	$(BIN)/python -m edgeattn.kit.spec > deploy/model.schema.json.part
+	mv deploy/model.schema.json.part deploy/model.schema.json
 
 clean:
 	rm -rf build dist .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage

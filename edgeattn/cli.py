@@ -7,7 +7,10 @@ from typing import Annotated, Literal
 
 import typer
 
+from edgeattn.cli_catalogue import CATALOGUE_EXAMPLES, catalogue
 from edgeattn.cli_errors import handle_errors, set_debug
+from edgeattn.cli_kit import KIT_EXAMPLES, kit
+from edgeattn.cli_lint import LINT_EXAMPLES, lint
 from edgeattn.cli_options import (
     JsonOption,
     QuickOption,
@@ -20,6 +23,7 @@ from edgeattn.cli_options import (
 )
 from edgeattn.cli_parity import PARITY_EXAMPLES, parity
 from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
+from edgeattn.cli_setup import SETUP_EXAMPLES, setup
 
 __all__ = ["app", "main"]
 
@@ -277,6 +281,10 @@ def tune(
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)
+app.command(epilog=SETUP_EXAMPLES)(setup)
+app.command(epilog=KIT_EXAMPLES)(kit)
+app.command(epilog=LINT_EXAMPLES)(lint)
+app.command(epilog=CATALOGUE_EXAMPLES)(catalogue)
 
 
 app.command(epilog=PARITY_EXAMPLES)(parity)

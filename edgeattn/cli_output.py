@@ -58,6 +58,8 @@ def report_text(report: Report, json_path: Path, html_path: Path, *, width: int 
 
 
 def _write_report(console: Console, report: Report, json_path: Path, html_path: Path) -> None:
+    from edgeattn.cli_coverage import print_coverage
+
     float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
     console.print(
         f"\n{plain_text(report.name)}: {report.fp32.n} images{float_top1}", highlight=False, markup=False
@@ -65,6 +67,8 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
     rows = [_target_row(name, target) for name, target in report.targets.items()]
     header = ("target", "status", "top-1", "delta", "agreement", "SQNR", "INT8 p50", "FP32 p50", "speed-up")
     print_table(console, header, rows, left=2)
+    for name, target in report.targets.items():
+        print_coverage(console, name, target.build)
     for name, target in report.targets.items():
         for text in (target.reason, target.error):
             if text:
@@ -110,9 +114,15 @@ def print_attentions(entries: Iterable[AttentionInfo]) -> None:
     rows = []
     for entry in entries:
         forms = [entry.default_form, *(form for form in entry.edge_forms if form != entry.default_form)]
-        rows.append((entry.name, entry.title, f"arXiv {entry.paper}", entry.placement, ", ".join(forms)))
+        paper = f"arXiv {entry.paper}" if entry.paper[:4].isdigit() else entry.paper
+        use = entry.placement if entry.contract == "map" else entry.contract
+        what = ", ".join(forms) if entry.edge_forms else _NOTHING
+        rows.append((entry.name, entry.title, entry.family.replace("_", "+"), paper, use, what))
     print_table(
-        open_console(), ("name", "mechanism", "paper", "place", "exact forms (default first)"), rows, left=5
+        open_console(),
+        ("name", "mechanism", "family", "paper", "place or use", "exact forms (default first)"),
+        rows,
+        left=6,
     )
 
 
@@ -156,13 +166,22 @@ def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
         low, high = item["ratio_interval"]
         ratio = f"{item['ratio']:.3f} ({low:.3f} to {high:.3f})"
         kept = "yes" if item["kept"] else ""
-        rows.append(
-            (item["stage"], _forms(item["forms"]), item["policy"], f"{item['latency_ms']:.3f}", ratio, kept)
-        )
-    header = ("stage", "form", "gates", "p50 ms", "ratio to the best before (95 % interval)", "kept")
-    print_table(console, header, rows, left=3)
+        timed = item["latency_ms"] is not None
+        if not timed:
+            ratio = f"{item['ratio']:.3f}"
+        cost = f"{item['latency_ms']:.3f}" if timed else str(item["kernels"])
+        moved = () if timed else (f"{item['bytes_moved'] / 1024:.0f}",)
+        rows.append((item["stage"], _forms(item["forms"]), item["policy"], cost, *moved, ratio, kept))
+    counted = "ranked_by" in tuning["key"]
+    cost_header = ("kernels", "KiB moved") if counted else ("p50 ms",)
+    ratio_header = "ratio to the best before" + ("" if counted else " (95 % interval)")
+    print_table(console, ("stage", "form", "gates", *cost_header, ratio_header, "kept"), rows, left=3)
     key = tuning["key"]
     threads = f"{key['threads']} thread{'s' if key['threads'] > 1 else ''}"
+    if counted:
+        print_line(
+            console, "nothing could be timed here: ranked by the kernels of the engine, then by bytes moved"
+        )
     print_line(console, f"fastest on {key['target']} {key['runtime']}, {threads}: {_forms(tuning['forms'])}")
     print_line(console, f"gate policies from the fastest on: {', '.join(tuning['policies'])}")
     print_line(console, str(path))

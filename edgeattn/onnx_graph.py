@@ -53,6 +53,7 @@ class Graph:
             item for item in model.graph.input if item.name not in self.constants
         ]
         self.outputs: list[onnx.ValueInfoProto] = list(model.graph.output)
+        self.metadata: dict[str, str] = {item.key: item.value for item in model.metadata_props}
         self._lift_constants()
         self.reindex()
 
@@ -177,6 +178,15 @@ class Graph:
                 found[item.name] = tuple(int(d.dim_value) for d in dims)
         return found
 
+    def element_types(self) -> dict[str, str]:
+        """Infer the element type of every tensor that has one, in NumPy's spelling."""
+        model = onnx.shape_inference.infer_shapes(self.to_model(), data_prop=True)
+        found = {name: str(value.dtype) for name, value in self.constants.items()}
+        for item in (*model.graph.input, *model.graph.output, *model.graph.value_info):
+            if item.type.HasField("tensor_type") and item.type.tensor_type.elem_type:
+                found[item.name] = tensor_dtype(item.type.tensor_type.elem_type)
+        return found
+
     def to_model(self, extra_outputs: Iterable[str] = ()) -> ModelProto:
         """Return a new model with the present nodes and constants.
 
@@ -197,8 +207,8 @@ class Graph:
             graph, opset_imports=list(self._template.opset_import), producer_name="edgeattn"
         )
         model.ir_version = min(self._template.ir_version or 8, 10)
-        for item in self._template.metadata_props:
-            model.metadata_props.add(key=item.key, value=item.value)
+        for key, value in self.metadata.items():
+            model.metadata_props.add(key=key, value=value)
         return model
 
     def _lift_constants(self) -> None:

@@ -19,7 +19,7 @@ from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.recipe import Recipe
 from edgeattn.report import EpochResult, Fp32Result, ReasonResult, Report, TargetResult, write_report
-from edgeattn.targets import TimingPlan, get_target
+from edgeattn.targets import TimingPlan, get_target, is_emulated
 
 if TYPE_CHECKING:
     from edgeattn.pipeline_train import Prepared
@@ -67,8 +67,11 @@ def plan_steps(recipe: Recipe) -> tuple[Step, ...]:
         Step("emit", f"QDQ ONNX in profile {' and '.join(_profiles(recipe))}, checked against torch"),
     ]
     for name in recipe.targets:
-        here = get_target(name).probe()
+        target = get_target(name)
+        here = target.probe()
         todo = "build INT8 and FP32, run, time" if here.can_run else "build INT8"
+        if here.can_run and is_emulated(target):
+            todo = "build INT8, run emulated"
         steps.append(Step(name, todo, "" if here.can_build else here.reason))
     return (*steps, Step("report", "report.json and report.html"))
 

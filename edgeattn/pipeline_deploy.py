@@ -7,6 +7,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,7 +34,7 @@ from edgeattn.report import (
     ReasonResult,
     TargetResult,
 )
-from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target, save_engine
+from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target, is_emulated, save_engine
 
 __all__ = ["Measured", "Workload", "deploy", "judge_target", "module_of"]
 
@@ -118,12 +119,12 @@ def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonRe
         else None,
         agreement_min=agreement,
         sqnr_db_min=None if is_s8 else accept.sqnr_db_min,
-        speedup_min=accept.speedup_min if result.status == "ok" else None,
+        speedup_min=accept.speedup_min if measured.comparison is not None else None,
     )
     ratio = None
     if measured.comparison is not None:
         ratio = measured.comparison.ratios["int8"]
-    reasons = []
+    reasons = _judge_coverage(name, result, accept.int8_coverage_min)
     for reason in judge(bounds, measured.parity, ratio).reasons:
         key = _REASON_KEYS[reason.metric]
         if key == "agreement_min" and is_s8 and accept.s8_agreement_min is not None:
@@ -140,6 +141,30 @@ def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonRe
             )
         )
     return reasons
+
+
+def _judge_coverage(name: str, result: TargetResult, wanted: float | None) -> list[ReasonResult]:
+    """Judge what was built; targets that do not tell what they built are not judged."""
+    coverage: Any = result.build.get("coverage")
+    if wanted is None or not isinstance(coverage, dict) or coverage.get("int8_coverage") is None:
+        return []
+    got, missing = float(coverage["int8_coverage"]), list(coverage["not_int8"])
+    floating = list(coverage["float32_kernel_names"]) if wanted == 1.0 else []
+    text = f"{100 * got:.1f} % of {coverage['convolutions']} layers with weights run in INT8, wanted {100 * wanted:.1f} %"
+    if missing:
+        text += f"; not {', '.join(missing)}"
+    if floating:
+        text += f"; {coverage['float32_kernels']} kernels compute in float32: {', '.join(floating)}"
+    return [
+        ReasonResult(
+            bound="int8_coverage_min",
+            target=name,
+            wanted=wanted,
+            got=got,
+            passed=got >= wanted and not floating,
+            text=text,
+        )
+    ]
 
 
 def module_of(layer: str) -> str | None:
@@ -174,7 +199,11 @@ def _deploy(
     feeds = {work.fp32.inputs[0].name: work.images[:1]}
     output = work.fp32.outputs[0].name
     comparison: LatencyComparison | None = None
-    if can_run:
+    if can_run and is_emulated(target):
+        with target.open(int8, threads=work.timing.threads) as session:
+            logits = run_session(session, work.images, work.fp32.inputs[0].name, output)
+        result.reason = "emulated: it answers as the device would; its latency says nothing and is left out"
+    elif can_run:
         fp32 = _build(target, work.fp32, workdir / "fp32")
         progress.update(name, 2, 4)
         with ExitStack() as stack:

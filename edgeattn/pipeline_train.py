@@ -35,9 +35,10 @@ from edgeattn.progress import Progress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import GatePolicy, PtqConfig
 from edgeattn.quant.gates import gate_regions
+from edgeattn.quant.headroom import leave_headroom
 from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import Profile, QuantPlan
-from edgeattn.quant.ptq import make_plan
+from edgeattn.quant.ptq import HEADROOM_IMAGES, make_plan
 from edgeattn.recipe import Recipe
 from edgeattn.report import Fp32Result, LayerResult
 from edgeattn.targets import get_target
@@ -195,7 +196,7 @@ class _Preparation:
         if recipe.quant.mode == "ptq":
             plan.save(folder / "plan.json")
             return _Quantized(plan, edge, export)
-        return self._train_quantized(edge, teacher, export, plan, gates, splits, key)
+        return self._train_quantized(edge, teacher, export, plan, gates, splits, images, key)
 
     def _train_quantized(
         self,
@@ -205,6 +206,7 @@ class _Preparation:
         plan: QuantPlan,
         gates: Sequence[GateRegion],
         splits: DataSplits,
+        images: Sequence[NDArray[np.float32]],
         ptq_key: Mapping[str, Any],
     ) -> _Quantized:
         recipe, folder = self.recipe, self.space.folder
@@ -237,7 +239,13 @@ class _Preparation:
             )
             student.eval()
             trained = export_float(student, shape)
-            read_back(quantized, trained, plan, placement).save(folder / "plan.json")
+            learned = read_back(quantized, trained, plan, placement)
+            headroom = recipe.quant.ptq.headroom
+            if headroom != "none":
+                chosen = images[:: max(1, len(images) // HEADROOM_IMAGES)]
+                graph = Graph(trained.model)
+                learned = leave_headroom(learned, graph, placement, chosen, proven=headroom == "proven").plan
+            learned.save(folder / "plan.json")
             save_weights(student, folder / "qat.safetensors")
             return {"history": history_of(result, "qat")}
 

@@ -43,7 +43,14 @@ _CLASSES = 1000
 ROUNDS = 16
 _TIMING = TimingPlan(warmup_runs=10, min_runs=256, min_seconds=3.0)
 # Ranges alone: what is timed does not depend on how good they are.
-_PLAIN = PtqConfig(nncf=False, range_estimator="minmax", equalization=False, importance=False, tuning_steps=0)
+_PLAIN = PtqConfig(
+    nncf=False,
+    range_estimator="minmax",
+    equalization=False,
+    importance=False,
+    headroom="none",
+    tuning_steps=0,
+)
 
 
 def tune(
@@ -69,27 +76,36 @@ def tune(
 
     Raises:
         RecipeError: If the recipe's network has no attention.
-        TargetUnavailable: If engines of the target cannot run here.
+        TargetUnavailable: If engines of the target can neither run here, nor be ranked by their kernels.
     """
     if recipe.attention.kind == "none":
         raise RecipeError("This recipe inserts no attention (attention.kind is none): nothing to tune.")
     runtime = get_target(target or recipe.targets[0])
     here = runtime.probe()
-    if not here.can_run:
+    # A build's list of kernels ranks forms where nothing can be timed, on targets that give one.
+    counts = not here.can_run and here.can_build and runtime.profile == "s8"
+    if not here.can_run and not counts:
         raise TargetUnavailable(f"{runtime.name} cannot run here, so nothing can be timed: {here.reason}")
     threads = threads or recipe.measure.threads
     recipe = recipe if recipe.tune else recipe.model_copy(update={"tune": TuneSpec()})
     store = store or TuningStore()
     key = tuning_key(recipe, runtime, threads)
+    if counts:
+        key["ranked_by"] = "kernels, then bytes moved"
     known = None if again else store.load(key)
     if known is not None:
         return known
     timing = dataclasses.replace(timing or _TIMING, threads=threads)
     with tempfile.TemporaryDirectory(prefix="edgeattn-tune-") as folder:
-        found = _Search(recipe, runtime, timing, Path(folder), progress).run()
+        search = (_CountingSearch if counts else _Search)(recipe, runtime, timing, Path(folder), progress)
+        found = search.run()
     tuning = Tuning(key=key, **found)
     store.save(tuning)
     return tuning
+
+
+_Figures = tuple[float | None, float, tuple[float, float]]
+"""Median in ms where it was timed, ratio to the best before, and the ratio's interval."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +189,7 @@ class _Search:
             self._note("policy", choice, measured[_id(choice)], kept=choice.policy == order[0])
         return order, _Choice(best.forms, order[0])
 
-    def _measure(
-        self, best: _Choice, others: Sequence[_Choice]
-    ) -> dict[str, tuple[float, float, tuple[float, float]]]:
+    def _measure(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
         """Return (median in ms, ratio to `best`, interval) of every choice but `best`."""
         if not others:
             return {}
@@ -199,6 +213,8 @@ class _Search:
             edge = to_edge_form(self.model, self.size, self.size, form=choice.forms, materialize=True)
             floating = export_float(edge, self.image.shape).model
             plan = make_plan(floating, [self.image], _PLAIN, gate_regions(edge, choice.policy))
+            # Of random weights, values may be too small for float16; a trained network's are not.
+            plan = plan.model_copy(update={"extents": dict.fromkeys(plan.extents, 1.0)})
             profile = cast("Profile", self.target.profile)
             file = self.folder / f"{len(self._built)}.onnx"
             artifact = save_artifact(emit_qdq(floating, plan, profile), file, profile, {})
@@ -211,9 +227,15 @@ class _Search:
         return self._built[name]
 
     def _note(
-        self, stage: Stage, choice: _Choice, measured: tuple[float, float, tuple[float, float]], *, kept: bool
+        self,
+        stage: Stage,
+        choice: _Choice,
+        measured: _Figures,
+        *,
+        kept: bool,
     ) -> None:
         latency_ms, ratio, interval = measured
+        details = self._built[_id(choice)].details
         self.candidates.append(
             Candidate(
                 stage=stage,
@@ -223,8 +245,29 @@ class _Search:
                 ratio=ratio,
                 ratio_interval=interval,
                 kept=kept,
+                kernels=details.get("kernels"),
+                bytes_moved=details.get("coverage", {}).get("bytes_moved"),
             )
         )
+
+
+class _CountingSearch(_Search):
+    """Ranks by kernels, then by bytes moved, as the build reports them: nothing runs."""
+
+    def _measure(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
+        counts = {_id(choice): self._count(choice) for choice in (best, *others)}
+        base = counts[_id(best)]
+        ratios = {name: count / base for name, count in counts.items() if name != _id(best)}
+        return {name: (None, ratio, (ratio, ratio)) for name, ratio in ratios.items()}
+
+    def _count(self, choice: _Choice) -> float:
+        details = self._build(choice).details
+        if not details.get("kernels"):
+            raise TargetUnavailable(
+                f"{self.target.name} cannot run here, and its build lists no kernels: nothing to rank by."
+            )
+        # Kernels decide; bytes only between equals, so they weigh less than one kernel together.
+        return float(details["kernels"] + details["coverage"]["bytes_moved"] * 1e-12)
 
 
 def _id(choice: _Choice) -> str:

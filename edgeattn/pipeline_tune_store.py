@@ -33,10 +33,12 @@ class Candidate(BaseModel):
         stage: ``"form"``, ``"policy"`` or ``"size"``.
         forms: Edge form by mechanism or module path.
         policy: Gate policy.
-        latency_ms: Median of the whole network.
+        latency_ms: Median of the whole network; None where nothing could run, and kernels were counted.
         ratio: Median over rounds of its latency over the latency of the best one before it.
         ratio_interval: 95 % bootstrap interval of `ratio`.
         kept: Whether it became the best one.
+        kernels: In the engine, on targets that tell.
+        bytes_moved: By its kernels, likewise.
     """
 
     model_config = _STRICT
@@ -44,10 +46,12 @@ class Candidate(BaseModel):
     stage: Stage
     forms: dict[str, str]
     policy: GatePolicy
-    latency_ms: Annotated[float, Field(gt=0)]
+    latency_ms: Annotated[float, Field(gt=0)] | None
     ratio: Annotated[float, Field(gt=0)]
     ratio_interval: tuple[float, float]
     kept: bool
+    kernels: int | None = None
+    bytes_moved: int | None = None
 
 
 class Tuning(BaseModel):

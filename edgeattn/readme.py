@@ -28,6 +28,7 @@ _BLOCK = re.compile(
 )
 _KEPT_ENVIRONMENT = ("cpu", "gpus", "os", "python", "packages")
 _NOTHING = "-"
+_CATALOGUE_TARGETS = ("ort-cpu", "openvino-cpu")
 
 
 def update_readme(path: Path, *, check: bool = False) -> bool:
@@ -141,7 +142,7 @@ def _attention_tax(root: Path) -> str:
         try:
             rows += [_tax_row(value, row) for row in value["rows"]]
             cpu = value["environment"]["cpu"]
-            machines.add(f"{_cell(str(cpu['model']))}, {cpu['usable_cores']} cores usable")
+            machines.add(_processor(cpu))
         except (KeyError, TypeError) as exc:
             raise ArtifactError(
                 f"{path} is not a result of tests.benchmarks.attention_tax: {exc!r}. Run the benchmark again."
@@ -207,9 +208,46 @@ def _attentions(root: Path) -> str:
 
     rows = []
     for entry in (attentions.get(name) for name in attentions):
-        link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})"
-        rows.append((f"`{entry.name}`", entry.title, link, entry.placement, ", ".join(entry.edge_forms)))
-    return _markdown(("name", "mechanism", "paper", "place", "exact forms"), rows, left=5)
+        listed = entry.paper[:4].isdigit()
+        link = f"[{entry.paper}](https://arxiv.org/abs/{entry.paper})" if listed else entry.paper
+        use = entry.placement if entry.contract == "map" else entry.contract
+        forms = ", ".join(entry.edge_forms) or _NOTHING
+        rows.append((f"`{entry.name}`", entry.title, link, entry.family.replace("_", " + "), use, forms))
+    return _markdown(("name", "mechanism", "paper", "family", "place or use", "exact forms"), rows, left=6)
+
+
+def _catalogue(root: Path) -> str:
+    path = root / "recipes" / "catalogue" / "catalogue.json"
+    if not path.is_file():
+        return "No catalogue is saved yet: run `edgeattn catalogue --out recipes/catalogue`."
+    value = read_json(path)
+    rows = []
+    try:
+        for row in value["rows"]:
+            cells = [f"`{row['name']}`", _decibels(row["sqnr_db"]["u8"]), _decibels(row["sqnr_db"]["s8"])]
+            for name in _CATALOGUE_TARGETS:
+                result = row["targets"].get(name, {})
+                cells.append(_NOTHING if result.get("tax") is None else f"{100 * result['tax']:+.0f} %")
+                cells.append(_cell(str(result.get("verdict", _NOTHING))))
+            rows.append(tuple(cells))
+        cpu, settings = value["environment"]["cpu"], value["settings"]
+    except (KeyError, TypeError) as exc:
+        raise ArtifactError(
+            f"{path} is no catalogue: {exc!r}. Run `edgeattn catalogue --out recipes/catalogue` again."
+        ) from exc
+    header = ["name", "SQNR u8", "SQNR s8"]
+    for name in _CATALOGUE_TARGETS:
+        header += [f"{name} tax", f"{name} verdict"]
+    return (
+        _markdown(tuple(header), rows, left=1)
+        + f"\n\nTax in MobileNetV2 {settings['network_width']} at {settings['network_size']} pixels, "
+        f"{settings['threads']} thread, on {_cell(str(cpu['model']))} ({', '.join(cpu['instruction_sets'])}). "
+        "SQNR is that of exact integer arithmetic."
+    )
+
+
+def _decibels(value: float | None) -> str:
+    return _NOTHING if value is None else f"{value:.1f} dB"
 
 
 def _recipes(root: Path) -> str:
@@ -236,6 +274,7 @@ def _commands(root: Path) -> str:
 GENERATORS: dict[str, Callable[[Path], str]] = {
     "attention-tax": _attention_tax,
     "attentions": _attentions,
+    "catalogue": _catalogue,
     "commands": _commands,
     "quickstart": _quickstart,
     "recipes": _recipes,
@@ -261,12 +300,20 @@ def _cell(text: str) -> str:
     return plain_text(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
 
 
+def _processor(cpu: Mapping[str, Any]) -> str:
+    """Name a processor, with the instructions that decide how fast and how exact INT8 is on x86."""
+    known = cpu.get("instruction_sets") or []
+    names = {"avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2 without VNNI"}
+    vector = next((name for flag, name in names.items() if flag in known), "")
+    cores = cpu.get("usable_cores")
+    parts = [_cell(str(cpu.get("model"))), vector, f"{cores} cores usable" if cores else ""]
+    return ", ".join(part for part in parts if part)
+
+
 def _machine(report: Report) -> str:
     cpu = report.environment.get("cpu")
-    model = str(cpu.get("model")) if isinstance(cpu, dict) else "a machine that was not recorded"
-    cores = cpu.get("usable_cores") if isinstance(cpu, dict) else None
     gpus = report.environment.get("gpus")
-    parts = [_cell(model), f"{cores} cores usable" if cores else ""]
+    parts = [_processor(cpu) if isinstance(cpu, dict) else "a machine that was not recorded"]
     parts += [_cell(str(gpu)) for gpu in gpus] if isinstance(gpus, list) else []
     return ", ".join(part for part in parts if part)
 

@@ -53,7 +53,7 @@ def _check_registered(name: str, noun: str, find_names: Callable[[], Iterable[st
 def _attention_names() -> Iterable[str]:
     from edgeattn.attention import attentions
 
-    return {"none", *attentions}
+    return {"none", *(name for name in attentions if attentions.get(name).contract == "map")}
 
 
 def _target_names() -> Iterable[str]:
@@ -208,6 +208,13 @@ class Accept(BaseModel):
     ] = None
     sqnr_db_min: Annotated[
         float | None, Field(ge=-50, le=200, description="Signal to quantization noise of the outputs.")
+    ] = None
+    int8_coverage_min: Annotated[
+        Share | None,
+        Field(
+            description="Share of the layers with weights, gates left out, that run in INT8, on targets that tell "
+            "without running: TensorRT's two. 1 also forbids float32 kernels before the last layer."
+        ),
     ] = None
     speedup_min: Annotated[
         float | None, Field(gt=0, le=1000, description="FP32 p50 over INT8 p50, where both were timed.")

@@ -15,6 +15,7 @@ import yaml
 
 from edgeattn import report_plots
 from edgeattn.errors import MissingExtraError
+from edgeattn.report_coverage import coverage_rows
 
 if TYPE_CHECKING:
     from edgeattn.report import LatencyResult, Report, TargetResult
@@ -76,6 +77,7 @@ def render_html(report: Report) -> str:
         _targets(report),
         _plots(report),
         _latency(report),
+        _coverage(report),
         _training(report),
         _details(report),
     ]
@@ -202,6 +204,15 @@ def _latency(report: Report) -> str:
     header = ("target", "precision", "p50 ms", "p90 ms", "p99 ms", "runs", "threads", "batch")
     caption = "After warm-up, input in memory; an absolute time holds for the machine below only."
     return _section("Latency", _table(caption, header, rows, left=2))
+
+
+def _coverage(report: Report) -> str:
+    header = ("module", "kernels", "INT8", "float16", "float32", "reformats", "KiB moved")
+    tables = [
+        f"<h3>{name}</h3>" + _table(sentence, header, rows, left=1)
+        for name, sentence, rows in coverage_rows(report)
+    ]
+    return _section("What was built", "".join(tables)) if tables else ""
 
 
 def _training(report: Report) -> str:

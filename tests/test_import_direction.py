@@ -25,11 +25,13 @@ LAYERS = (
     "quant",
     "export",
     "lower",
+    "lint",
     "targets",
     "measure",
     "recipe",
     "report",
     "pipeline",
+    "kit",
     "cli",
 )
 TOP = {"__init__", "__main__", "readme"}  # these gather what is below, as the command line does

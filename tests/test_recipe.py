@@ -142,7 +142,7 @@ def test_recipe_is_frozen(tmp_path: Path) -> None:
         (("train:\n  epochs: 1", "train: null"), "nothing gives the network weights"),
         (
             ("name: tiny", "name: tiny\nattention: {kind: cord}"),
-            "unknown attention 'cord'. Did you mean 'coord'?",
+            "unknown attention 'cord'. Did you mean 'coord' or 'cot'?",
         ),
         (("name: tiny", "name: tiny\nattention: {kind: eca, edge_form: x}"), "eca has no edge form 'x'"),
         (

@@ -18,16 +18,17 @@ from __future__ import annotations
 
 import abc
 import copy
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from edgeattn.attention import attentions
-from edgeattn.attention.layers import DerivedConv2d
+from edgeattn.attention.layers import DerivedConv2d, check_kernel_size
 from edgeattn.errors import ModelError, RecipeError, close_matches_hint
 
-__all__ = ["Attention", "EdgeForm", "Gated"]
+__all__ = ["Attention", "ConvolutionAttention", "EdgeForm", "Gated", "Mechanism", "StaticEdge"]
 
 
 def _is_recording(x: object) -> bool:
@@ -80,13 +81,13 @@ class Gated(nn.Module):
         super()._load_from_state_dict(rest, prefix, *args)
 
 
-class Attention(Gated, abc.ABC):
-    """Base of the float forms: NCHW in, same shape and dtype out, any height and width.
+class Mechanism(Gated, abc.ABC):
+    """What has a float form for any size and edge forms for one size.
 
     Attributes:
         kind: The mechanism's name in `edgeattn.attention.attentions`.
         key_aliases: Other prefixes that the authors use for this module's keys -> prefixes used here.
-        channels: Channels of the map.
+        channels: Channels of the map that it takes.
     """
 
     kind: ClassVar[str]
@@ -100,23 +101,18 @@ class Attention(Gated, abc.ABC):
 
     @abc.abstractmethod
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Gate `x`, shape (N, C, H, W)."""
+        """Compute the mechanism for `x`, shape (N, C, H, W)."""
 
-    @abc.abstractmethod
     def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
-        """Return the edge form called `form`, a name that was checked."""
+        """Return the edge form called `form`, a name that was checked.
 
-    @abc.abstractmethod
-    def _zero_gates(self) -> float:
-        """Zero the last layer before every sigmoid; return what multiplying by all of them now costs."""
-
-    @abc.abstractmethod
-    def map_reading_weights(self) -> list[torch.Tensor]:
-        """Return the weights of the layers that read the (pooled) map.
-
-        All pools here are positively homogeneous, so a map scaled by s > 0 gives the same gates once these
-        weights are divided by s.
+        By default the mechanism's own layers and formula for that size, see `StaticEdge`.
         """
+        return StaticEdge(self, height, width, form, self._static_parts(height, width, form))
+
+    def _static_parts(self, height: int, width: int, form: str) -> dict[str, nn.Module]:
+        """Return what takes the place of this module's direct children, by name, in a `StaticEdge`."""
+        return {}
 
     def edge_form(self, height: int, width: int, form: str | None = None) -> EdgeForm:
         """Return an equal module for maps of exactly `height` x `width`.
@@ -130,9 +126,11 @@ class Attention(Gated, abc.ABC):
             form: A name in `AttentionInfo.edge_forms`; None means the mechanism's default.
 
         Raises:
-            RecipeError: If the form is unknown or the size is not positive.
+            RecipeError: If the form is unknown, the size is not positive, or there is no edge form.
         """
         info = attentions.get(self.kind)
+        if not info.edge_forms:
+            raise RecipeError(f"The attention {self.kind!r} has no edge form: {info.no_edge_form_reason}.")
         chosen = info.default_form if form is None else form
         if chosen not in info.edge_forms:
             hint = close_matches_hint(chosen, info.edge_forms)
@@ -147,6 +145,34 @@ class Attention(Gated, abc.ABC):
             if module not in shared:
                 module.training = self.training
         return edge
+
+
+class Attention(Mechanism):
+    """Base of the float forms: NCHW in, same shape and dtype out, any height and width.
+
+    Attributes:
+        absorbs_input_scale: Whether dividing `map_reading_weights` by s undoes a map scaled by s > 0.
+        identity_error: How far `start_as_identity` may be from the identity, of the largest value; 0 where
+            it is exact.
+    """
+
+    absorbs_input_scale: ClassVar[bool] = True
+    identity_error: ClassVar[float] = 0.0
+
+    @abc.abstractmethod
+    def _zero_gates(self) -> float:
+        """Zero the last layer before every sigmoid; return what multiplying by all of them now costs.
+
+        A mechanism that adds to the map zeroes what it adds, and returns 1.
+        """
+
+    def map_reading_weights(self) -> list[torch.Tensor]:
+        """Return the weights of the layers that read the (pooled) map.
+
+        A map scaled by s > 0 gives the same gates once these weights are divided by s: pools are positively
+        homogeneous. Where that is not so, `absorbs_input_scale` is False and this list is empty.
+        """
+        return []
 
     def start_as_identity(self) -> None:
         """Make this module return its input unchanged, ready to be trained from there.
@@ -163,7 +189,14 @@ class Attention(Gated, abc.ABC):
         Afterwards, with old and new meaning before and after the call,
         ``new(input_scale * x) * remainder == old(x)``, where the remainder is returned: what a linear
         layer behind must still multiply by.
+
+        Raises:
+            ModelError: If the gates depend on the scale of the map in a way that no weight undoes.
         """
+        if input_scale != 1.0 and not self.absorbs_input_scale:
+            raise ModelError(
+                f"The attention {self.kind!r} cannot undo a scale of its input, got {input_scale:g}."
+            )
         with torch.no_grad():
             for weight in self.map_reading_weights():
                 weight.div_(input_scale)
@@ -183,7 +216,7 @@ class EdgeForm(Gated):
         width: Columns of the map it was made for.
     """
 
-    def __init__(self, source: Attention, height: int, width: int, form: str) -> None:
+    def __init__(self, source: Mechanism, height: int, width: int, form: str) -> None:
         super().__init__()
         self.kind = source.kind
         self.form = form
@@ -219,3 +252,73 @@ class EdgeForm(Gated):
     def extra_repr(self) -> str:
         """Describe the form."""
         return f"{self.kind}, {self.form}, {self.channels}x{self.height}x{self.width}, gain={self.gain}"
+
+
+class StaticEdge(EdgeForm):
+    """The float form's own layers and formula, for one size.
+
+    The mechanism writes its formula as ``compute(self, x)``, in terms of its submodules, parameters, buffers
+    and plain attributes only; this form has all of these under the same names, with some submodules
+    replaced by static ones.
+
+    Args:
+        source: A mechanism that has ``compute``.
+        height: Rows of the map.
+        width: Columns of the map.
+        form: The form's name.
+        parts: What takes the place of direct children. It must have the same state-dict keys.
+    """
+
+    def __init__(
+        self, source: Mechanism, height: int, width: int, form: str, parts: Mapping[str, nn.Module]
+    ) -> None:
+        super().__init__(source, height, width, form)
+        unknown = set(parts) - set(source._modules)
+        if unknown:
+            raise ModelError(f"{type(source).__name__} has no children {sorted(unknown)}.")
+        for name, value in vars(source).items():
+            if not name.startswith("_") and name not in vars(self):
+                setattr(self, name, value)
+        for name, parameter in source._parameters.items():
+            self.register_parameter(name, parameter)
+        for name, buffer in source._buffers.items():
+            self.register_buffer(name, buffer, persistent=name not in source._non_persistent_buffers_set)
+        for child, module in source._modules.items():
+            self.add_module(child, parts.get(child, module))
+        self._compute: Any = type(source).compute  # type: ignore[attr-defined]  # see the class docstring
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Compute the source's formula."""
+        self.check_size(x)
+        y: torch.Tensor = self._compute(self, x)
+        return y
+
+
+class ConvolutionAttention(Mechanism):
+    """Base of mechanisms that take the place of a convolution with padding ``dilation * (k // 2)``.
+
+    Args:
+        in_channels: Of the map.
+        out_channels: Of the result.
+        kernel_size: Odd.
+        stride: Of the convolution.
+        groups: Of the convolution.
+
+    Raises:
+        RecipeError: If a value is not valid.
+    """
+
+    def __init__(
+        self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1
+    ) -> None:
+        super().__init__(in_channels)
+        if out_channels < 1:
+            raise RecipeError(f"out_channels must be positive, got {out_channels}.")
+        if stride < 1:
+            raise RecipeError(f"stride must be positive, got {stride}.")
+        if groups < 1 or in_channels % groups or out_channels % groups:
+            raise RecipeError(
+                f"groups must divide the {in_channels} input and {out_channels} output channels, got {groups}."
+            )
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.kernel_size, self.stride, self.groups = check_kernel_size(kernel_size), stride, groups

@@ -30,10 +30,10 @@ from edgeattn.attention.layers import (
 )
 from edgeattn.errors import RecipeError
 
-__all__ = ["ConvolutionalBlockAttention"]
+__all__ = ["ConvolutionalBlockAttention", "PointwiseLinear"]
 
 
-class _PointwiseLinear(nn.Conv2d):
+class PointwiseLinear(nn.Conv2d):
     """A 1x1 convolution that also loads the 2-D weight of the `nn.Linear` it stands for."""
 
     def __init__(self, in_features: int, out_features: int) -> None:
@@ -79,7 +79,7 @@ class ConvolutionalBlockAttention(Attention):
             raise RecipeError(f"reduction must be positive, got {reduction}.")
         squeezed = max(1, channels // reduction)
         self.ChannelGate = _ChannelGate(
-            _PointwiseLinear(channels, squeezed), nn.ReLU(), _PointwiseLinear(squeezed, channels)
+            PointwiseLinear(channels, squeezed), nn.ReLU(), PointwiseLinear(squeezed, channels)
         )
         self.SpatialGate = _SpatialGate(ConvBn(2, 1, check_kernel_size(kernel_size)))
 

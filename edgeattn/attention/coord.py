@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from edgeattn.attention.base import Attention, EdgeForm
-from edgeattn.attention.layers import make_average
+from edgeattn.attention.layers import StackedConv, make_average
 from edgeattn.errors import RecipeError
 
 __all__ = ["CoordinateAttention"]
@@ -74,6 +74,8 @@ class CoordinateAttention(Attention):
     def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
         if form.startswith("two_branch"):
             return _TwoBranchCoord(self, height, width, form)
+        if form.startswith("joint"):
+            return _JointCoord(self, height, width, form)
         return _ConcatCoord(self, height, width, form)
 
 
@@ -138,3 +140,36 @@ class _ConcatCoord(_CoordEdge):
         squeezed = self.act(self.bn1(self.conv1(joined)))
         rows, columns = self._part(squeezed, self.conv1.out_channels)
         return self._gate(x, rows, columns)
+
+
+class _JointCoord(EdgeForm):
+    """Both gates from one convolution with stacked weights over the joined maps, and cut out behind it.
+
+    Half of what that convolution computes is thrown away; it works on H + W positions only, and two kernels
+    less matter more where launching kernels is what takes the time.
+    """
+
+    def __init__(self, source: CoordinateAttention, height: int, width: int, form: str) -> None:
+        super().__init__(source, height, width, form)
+        pooled = not form.endswith("_mean")
+        self.pool_h = make_average(pooled, None, width)
+        self.pool_w = make_average(pooled, height, None)
+        self.conv1 = source.conv1
+        self.bn1 = source.bn1
+        self.act = source.act
+        self.conv2 = source.conv2
+        self.conv3 = source.conv3
+        self.conv = StackedConv(self.conv2, self.conv3)
+        self.sigmoid = nn.Sigmoid()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_size(x)
+        channels, height, width = self.channels, self.height, self.width
+        # (N, C, 1, W) -> (N, C, W, 1) keeps the order of the elements: a reshape, not a transpose.
+        columns = self.pool_w(x).reshape(-1, channels, width, 1)
+        joined = torch.cat([self.pool_h(x), columns], dim=2)  # (N, C, H + W, 1)
+        gates = self.sigmoid(self.conv(self.act(self.bn1(self.conv1(joined)))))  # (N, 2C, H + W, 1)
+        gate_h = gates.narrow(1, 0, channels).narrow(2, 0, height)
+        gate_w = gates.narrow(1, channels, channels).narrow(2, height, width)
+        gated: torch.Tensor = x * gate_w.reshape(-1, channels, 1, width) * self.apply_factor(gate_h)
+        return gated

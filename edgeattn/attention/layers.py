@@ -21,8 +21,10 @@ __all__ = [
     "EcaBandedConv",
     "Max",
     "Mean",
+    "StackedConv",
     "TransposedConvBn",
     "check_kernel_size",
+    "check_positive",
     "make_average",
     "make_maximum",
 ]
@@ -44,6 +46,17 @@ def check_kernel_size(kernel_size: int) -> int:
     if kernel_size % 2 == 0:
         raise RecipeError(f"kernel_size must be odd to keep the map's size, got {kernel_size}.")
     return kernel_size
+
+
+def check_positive(name: str, value: int) -> int:
+    """Return `value` if it is a positive whole number.
+
+    Raises:
+        RecipeError: Otherwise.
+    """
+    if not _is_integer(value) or value < 1:
+        raise RecipeError(f"{name} must be positive and whole, got {value!r}.")
+    return value
 
 
 class Mean(nn.Module):
@@ -126,6 +139,7 @@ class DerivedConv2d(nn.Module, abc.ABC):
     """
 
     padding: tuple[int, int] = (0, 0)
+    groups: int = 1
 
     @abc.abstractmethod
     def derived_weight(self) -> torch.Tensor:
@@ -137,7 +151,7 @@ class DerivedConv2d(nn.Module, abc.ABC):
 
     def convolve(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
         """Convolve `x` with a weight of `derived_weight`'s shape."""
-        return functional.conv2d(x, weight, bias, padding=self.padding)
+        return functional.conv2d(x, weight, bias, padding=self.padding, groups=self.groups)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve `x` with the derived weight."""
@@ -148,10 +162,11 @@ class DerivedConv2d(nn.Module, abc.ABC):
         with torch.no_grad():
             weight, bias = self.derived_weight(), self.derived_bias()
             conv = nn.Conv2d(
-                weight.shape[1],
+                weight.shape[1] * self.groups,
                 weight.shape[0],
                 (weight.shape[2], weight.shape[3]),
                 padding=self.padding,
+                groups=self.groups,
                 bias=bias is not None,
                 device=weight.device,
                 dtype=weight.dtype,
@@ -220,6 +235,27 @@ class DoubledBiasConv(DerivedConv2d):
     def derived_bias(self) -> torch.Tensor | None:
         """Return twice the bias."""
         return None if self.bias is None else self.bias * 2.0
+
+
+class StackedConv(DerivedConv2d):
+    """Two 1x1 convolutions of one map as one, their outputs behind each other; (N, M, H, W) -> (N, 2C, H, W).
+
+    The two stay the parts of whoever made them, under their own keys.
+    """
+
+    def __init__(self, first: nn.Conv2d, second: nn.Conv2d) -> None:
+        super().__init__()
+        # In a tuple modules are not registered a second time.
+        self._sources = (first, second)
+
+    def derived_weight(self) -> torch.Tensor:
+        """Return both weights, shape (2C, M, 1, 1)."""
+        return torch.cat([source.weight for source in self._sources])
+
+    def derived_bias(self) -> torch.Tensor | None:
+        """Return both biases, shape (2C,)."""
+        first, second = (source.bias for source in self._sources)
+        return None if first is None or second is None else torch.cat([first, second])
 
 
 class ChannelMeanConv(DerivedConv2d):

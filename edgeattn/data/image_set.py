@@ -46,6 +46,10 @@ class ImageSource(Protocol):
         """Return the SHA-256 of the stored content."""
         ...
 
+    def path(self, position: int) -> Path | None:
+        """Return the image's file, or None if it has none."""
+        ...
+
 
 @dataclasses.dataclass(frozen=True)
 class FileSource:
@@ -68,6 +72,10 @@ class FileSource:
         except ArtifactError as exc:
             raise DataError(f"Image {self.paths[position]} cannot be read. Check the file.") from exc
 
+    def path(self, position: int) -> Path | None:
+        """Return the file."""
+        return self.paths[position]
+
 
 @dataclasses.dataclass(frozen=True)
 class ArraySource:
@@ -87,6 +95,10 @@ class ArraySource:
         """Hash one image's shape and pixels."""
         pixels = self.pixels[position]
         return sha256_of_bytes(repr(pixels.shape).encode() + pixels.tobytes())
+
+    def path(self, position: int) -> Path | None:
+        """Return None: an array is no file."""
+        return None
 
 
 class ImageSet:
@@ -147,6 +159,10 @@ class ImageSet:
             DataError: If its file cannot be used; the message names it.
         """
         self._source.check(int(self._positions[index]))
+
+    def path(self, index: int) -> Path | None:
+        """Return one image's file; None if the images do not come from files."""
+        return self._source.path(int(self._positions[index]))
 
     def subset(self, indices: Sequence[int] | NDArray[np.integer]) -> ImageSet:
         """Return the images at `indices`, in that order."""

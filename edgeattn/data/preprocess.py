@@ -75,14 +75,19 @@ def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[n
         )
     height, width = rgb.shape[:2]
     new_width, new_height = resized_size(width, height, preprocess)
-    if new_width * new_height > MAX_IMAGE_PIXELS:
+    # The larger of what the two steps of the resize make.
+    if new_width * max(height, new_height) > MAX_IMAGE_PIXELS:
         raise DataError(
             f"An image of {width} x {height} pixels would become {new_width} x {new_height} with "
             f"resize: {preprocess.resize}. It is too elongated; crop it, or set resize to null."
         )
     image = Image.fromarray(np.ascontiguousarray(rgb))
-    if (new_width, new_height) != (width, height):
-        image = image.resize((new_width, new_height), _RESAMPLING[preprocess.interpolation])
+    # One axis at a time, always the horizontal one first, as every Pillow before 13 does it. Pillow 13
+    # starts with the vertical one where that costs less, and pixels are rounded in between: portrait
+    # photographs would differ by a level or more between versions, and from the kits.
+    for step in ((new_width, height), (new_width, new_height)):
+        if step != image.size:
+            image = image.resize(step, _RESAMPLING[preprocess.interpolation])
     size = preprocess.size
     # Half-way offsets round to even, as torchvision's CenterCrop does.
     left = round((new_width - size) / 2)

@@ -44,6 +44,7 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
         The origin of every convolution's and Gemm's weight, by its name in the canonical graph.
     """
     remove_identities(graph)
+    fold_shapes(graph)
     fold_constants(graph)
     origins = fold_batch_norms(graph)
     graph.remove_unused()
@@ -62,6 +63,20 @@ def remove_identities(graph: Graph) -> None:
         graph.nodes.remove(node)
         graph.reindex()
         graph.replace_input(result, source)
+
+
+def fold_shapes(graph: Graph) -> None:
+    """Replace questions for the shape of a tensor by the answer: every shape here is fixed."""
+    asked = [node for node in graph.nodes if node.op_type == "Shape" and not node.attribute]
+    if not asked:
+        return
+    shapes = graph.shapes()
+    for node in asked:
+        shape = shapes.get(node.input[0])
+        if shape and all(size > 0 for size in shape):
+            graph.constants[node.output[0]] = np.asarray(shape, np.int64)
+            graph.nodes.remove(node)
+    graph.reindex()
 
 
 def fold_constants(graph: Graph) -> None:
@@ -164,7 +179,7 @@ def _own_copy(graph: Graph, node: NodeProto, index: int) -> str:
 def _as_multiply_add(graph: Graph, node: NodeProto, factor: Float64, shift: Float64) -> None:
     from onnx import helper
 
-    rank = 4
+    rank = len(graph.shapes().get(node.input[0], ())) or 4
     shape = (1, -1) + (1,) * (rank - 2)
     scale_name, shift_name = (graph.fresh_name(f"{node.output[0]}.{part}") for part in ("scale", "shift"))
     graph.constants[scale_name] = factor.astype(np.float32).reshape(shape)

@@ -186,6 +186,7 @@ def read_back(
         weights=weights,
         float_regions=plan.float_regions,
         ladder=plan.ladder,
+        extents=plan.extents,
         provenance=plan.provenance,
     )
 

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, checker, helper
 
 from edgeattn.errors import ModelError
+from edgeattn.export.extents import attach_extents
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.folding import fold_zero_points
@@ -59,6 +60,7 @@ def emit_qdq(model: ModelProto, plan: QuantPlan, profile: Profile) -> ModelProto
     for node in graph.nodes:
         node.name = node.output[0]
     result = graph.to_model()
+    attach_extents(result, plan.extents)
     checker.check_model(result, full_check=True)
     return result
 

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto
 
-from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = [
     "QuantizedConstant",
     "dequantize_of",
+    "dequantize_weight",
     "dequantized_constant",
     "quantize_behind",
     "remove_pair",
@@ -56,6 +57,15 @@ def dequantized_constant(graph: Graph, name: str) -> QuantizedConstant | None:
         graph.constant(node.input[2]) if len(node.input) > 2 else np.zeros(scale.shape, integers.dtype)
     )
     return None if zero_point is None else QuantizedConstant(integers, scale, zero_point, node)
+
+
+def dequantize_weight(constant: QuantizedConstant) -> NDArray[np.float64]:
+    """Return the real values of a quantized constant."""
+    axis = int(attribute(constant.node, "axis", 1))
+    per_slice = constant.scale.size > 1
+    shape = [-1 if dim == axis and per_slice else 1 for dim in range(constant.integers.ndim)]
+    steps = constant.integers.astype(np.float64) - constant.zero_point.astype(np.float64).reshape(shape)
+    return steps * constant.scale.astype(np.float64).reshape(shape)
 
 
 def quantize_behind(graph: Graph, name: str) -> NodeProto | None:

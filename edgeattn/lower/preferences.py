@@ -11,6 +11,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Literal
 
+from edgeattn.attention import attentions
+
 __all__ = ["DEFAULT_GATE_POLICY", "preferred_forms"]
 
 DEFAULT_GATE_POLICY: Literal["int8", "fixed", "float"] = "int8"
@@ -25,11 +27,12 @@ _CPU = MappingProxyType(
         "cbam": "short_axis_pool",
     }
 )
-# TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing.
+# TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing. Joined gates of
+# Coordinate Attention are 5 kernels with float16 inside; two branches, or two convolutions behind a split, are 8.
 _TENSORRT = MappingProxyType(
     {
         "eca": "banded_conv_mean",
-        "coord": "concat_reshape_mean",
+        "coord": "joint_mean",
         "triplet": "banded_mean",
         "se": "mean_conv",
         "cbam": "mean_conv",
@@ -39,5 +42,11 @@ _GPU_TARGETS = frozenset({"tensorrt", "tensorrt-rtx", "jetson-ssh"})
 
 
 def preferred_forms(target: str) -> Mapping[str, str]:
-    """Return the edge form of every attention kind that a target runs fastest; CPU forms by default."""
-    return _TENSORRT if target in _GPU_TARGETS else _CPU
+    """Return the edge form of every attention kind that a target runs fastest; CPU forms by default.
+
+    Kinds that were not compared have their own default form.
+    """
+    chosen = _TENSORRT if target in _GPU_TARGETS else _CPU
+    return {
+        name: attentions.get(name).default_form for name in attentions if attentions.get(name).edge_forms
+    } | dict(chosen)

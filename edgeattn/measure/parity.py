@@ -160,6 +160,16 @@ def run_session(
         raise DataError(f"Images have shape {images.shape}; expected (N, C, H, W) with N >= 1.")
     if batch < 1:
         raise DataError(f"batch is {batch}; expected at least 1.")
+    many = getattr(session, "infer_many", None)
+    if many is not None and batch == 1:
+        # An engine on a device across a network takes them all at once.
+        outputs = many({input_name: images})
+        if output_name not in outputs:
+            raise ModelError(f"The engine has no output {output_name!r}; it has {sorted(outputs)}.")
+        logits = np.asarray(outputs[output_name], dtype=np.float32)
+        if logits.shape[:1] != images.shape[:1]:
+            raise ModelError(f"Output {output_name!r} has shape {logits.shape}; expected {len(images)} rows.")
+        return logits.reshape(len(images), -1)
     rows: list[NDArray[np.float32]] = []
     for start in range(0, images.shape[0], batch):
         chunk = images[start : start + batch]

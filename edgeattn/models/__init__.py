@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from edgeattn.models.create import create_model
     from edgeattn.models.edge import absorb_gains, to_edge_form
     from edgeattn.models.insertion import insert_attention
+    from edgeattn.models.replacement import replace_convolutions
     from edgeattn.models.stats import count_macs, count_parameters
 
 __all__ = [
@@ -30,6 +31,7 @@ __all__ = [
     "create_model",
     "insert_attention",
     "load_weights",
+    "replace_convolutions",
     "save_weights",
     "to_edge_form",
 ]
@@ -105,6 +107,7 @@ _HOME = {
     "absorb_gains": "edge",
     "to_edge_form": "edge",
     "insert_attention": "insertion",
+    "replace_convolutions": "replacement",
     "count_macs": "stats",
     "count_parameters": "stats",
 }

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from edgeattn.attention import attentions
-from edgeattn.attention.base import Attention
+from edgeattn.attention.base import Attention, Mechanism
 from edgeattn.errors import ModelError, RecipeError, close_matches_hint
 from edgeattn.models.blocks import ExplicitSwish
 from edgeattn.models.tree import (
@@ -104,7 +104,7 @@ def absorb_gains(model: nn.Module, *, constants: bool = False) -> list[str]:
         if behind:
             remainder = module.absorb(1.0, target)
             _multiply(behind, remainder)
-        elif ahead:
+        elif ahead and module.absorbs_input_scale:
             scale = module.gain / target
             module.absorb(scale, target)
             _multiply(ahead, scale)
@@ -130,7 +130,7 @@ def to_edge_form(
 ) -> nn.Module:
     """Return the same network for inputs of exactly `height` x `width`, made of what runtimes do fast.
 
-    Every `Attention` (those inside EfficientNet too) becomes its edge form for the size it sees, and
+    Every `Mechanism` (those inside EfficientNet too) becomes its edge form for the size it sees, and
     every global average pool becomes a static one. Parameters and buffers are shared with `model`, under
     the same keys: training the result trains `model`.
 
@@ -152,7 +152,7 @@ def to_edge_form(
         RecipeError: If a form or a value of `absorb` is unknown.
         ModelError: If the network cannot run on this size, or an attention sees no single size.
     """
-    kinds = {path: module.kind for path, module in model.named_modules() if isinstance(module, Attention)}
+    kinds = {path: module.kind for path, module in model.named_modules() if isinstance(module, Mechanism)}
     forms = _resolve_forms(form, kinds)
     if materialize:
         result = copy.deepcopy(model).eval()
@@ -164,7 +164,7 @@ def to_edge_form(
     for path, (rows, columns) in _seen_sizes(result, height, width).items():
         module = result.get_submodule(path)
         replacement: nn.Module
-        if isinstance(module, Attention):
+        if isinstance(module, Mechanism):
             edge = module.edge_form(rows, columns, forms.get(path, forms.get(module.kind)))
             replacement = edge.materialize() if materialize else edge
         else:
@@ -216,7 +216,7 @@ def _seen_sizes(model: nn.Module, height: int, width: int) -> dict[str, tuple[in
     paths: list[str] = []
     for path, module in model.named_modules():
         inside = any(path != outer and path.startswith(f"{outer}." if outer else "") for outer in paths)
-        if not inside and (isinstance(module, Attention) or _is_global_pool(module)):
+        if not inside and (isinstance(module, Mechanism) or _is_global_pool(module)):
             paths.append(path)
     seen: dict[str, set[tuple[int, int]]] = {path: set() for path in paths}
 
@@ -238,11 +238,11 @@ def _seen_sizes(model: nn.Module, height: int, width: int) -> dict[str, tuple[in
         for handle in hooks:
             handle.remove()
     for path, sizes in seen.items():
-        if len(sizes) != 1 and isinstance(model.get_submodule(path), Attention):
+        if len(sizes) != 1 and isinstance(model.get_submodule(path), Mechanism):
             got = "is not called" if not sizes else f"is called with several sizes {sorted(sizes)}"
             raise ModelError(f"The attention at {path!r} {got}; an edge form has exactly one size.")
     return {path: next(iter(sizes)) for path, sizes in seen.items() if len(sizes) == 1}
 
 
 def _map_channels(model: nn.Module) -> int:
-    return model.channels if isinstance(model, Attention) else input_channels(model)
+    return model.channels if isinstance(model, Mechanism) else input_channels(model)

@@ -163,6 +163,12 @@ def insert_attention(
         ModelError: If there is no place of the kind asked for.
     """
     info = attentions.get(kind)
+    if info.contract != "map":
+        insertable = [name for name in attentions if attentions.get(name).contract == "map"]
+        raise RecipeError(
+            f"The attention {kind!r} cannot be inserted: it is of the contract {info.contract!r}, and only those "
+            f"that go from a map to one of its shape can. Choose one of {', '.join(insertable)}."
+        )
     result = copy.deepcopy(model)
     if isinstance(where, str) and where in _PLACES:
         place = info.placement if where == "authors" else where

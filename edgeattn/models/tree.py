@@ -39,7 +39,10 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 def input_channels(model: nn.Module) -> int:
-    """Return the input channels of the first convolution, 3 where there is none."""
+    """Return the network's ``in_channels``, or those of the first convolution, 3 where there is neither."""
+    own = getattr(model, "in_channels", None)
+    if isinstance(own, int):
+        return own
     for module in model.modules():
         if isinstance(module, nn.Conv2d):
             return module.in_channels

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator
 
 from edgeattn.train.config import TrainConfig
 
-__all__ = ["GatePolicy", "PtqConfig", "QuantConfig", "RangeEstimator"]
+__all__ = ["GatePolicy", "Headroom", "PtqConfig", "QuantConfig", "RangeEstimator"]
 
 GatePolicy = Literal["int8", "fixed", "float"]
 """What happens inside a gate: everything INT8; INT8 with the sigmoid's output on the fixed range
 [0, 1]; or float throughout."""
+
+Headroom = Literal["measured", "proven", "none"]
+"""Whether sums of two products fit 16 bits: on calibration images, on all, or not cared for."""
 
 RangeEstimator = Literal["minmax", "mean_minmax", "percentile", "mse"]
 
@@ -41,6 +44,14 @@ class PtqConfig(BaseModel):
         bool,
         Field(description="Search ranges again, errors weighted by what the network's answer depends on."),
     ] = True
+    headroom: Annotated[
+        Headroom,
+        Field(
+            description="Room in the 16-bit sums of x86 kernels without VNNI, by weight scales that are larger where "
+            "needed. measured: where calibration images saturate, weighed against coarser rounding. proven: no image "
+            "can saturate. none: every CPU that runs the result has VNNI, or is no x86."
+        ),
+    ] = "measured"
     tuning_steps: Annotated[
         int,
         Field(
@@ -50,13 +61,6 @@ class PtqConfig(BaseModel):
             "float network's logits, for each profile; 0 leaves them.",
         ),
     ] = 120
-    pair_safe_weights: Annotated[
-        bool,
-        Field(
-            description="Make weights coarser, by up to one bit and only in channels that need it, so that "
-            "sums of two products fit 16 bits: for x86 without VNNI, where they saturate otherwise."
-        ),
-    ] = False
     stop_at_sqnr_db: Annotated[
         float | None, Field(description="Skip the steps left once both profiles reach this.")
     ] = None
@@ -77,8 +81,9 @@ class QuantConfig(BaseModel):
         epochs=2, learning_rate=1e-4, warmup_epochs=0.0, freeze_batch_norm=True, distillation_weight=0.5
     )
 
-    @model_validator(mode="after")
-    def _training_moves_weights(self) -> QuantConfig:
-        if self.mode == "qat" and self.ptq.pair_safe_weights:
-            raise ValueError("ptq.pair_safe_weights needs mode ptq: training learns scales of its own")
-        return self
+    @field_validator("qat")
+    @classmethod
+    def _fixed_size(cls, value: TrainConfig) -> TrainConfig:
+        if value.start_size is not None:
+            raise ValueError("qat trains the edge form, whose size is fixed: start_size is for train only")
+        return value

@@ -53,6 +53,7 @@ SAME_RANGE_OPS = frozenset(
         "Slice",
         "Split",
         "Expand",
+        "Resize",
     ]
 )
 FUSED_ACTIVATIONS = frozenset(["Relu", "Clip"])
@@ -152,7 +153,7 @@ def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tu
     Only what works on pooled maps stays float: the product with the full map is INT8 under every
     policy, because a float product would cost more than the whole gate.
     """
-    result: set[int] = set()
+    result = _coordinate_nodes(graph) | _masked_nodes(graph)
     for gate in gates:
         if gate.policy != "float":
             continue
@@ -161,6 +162,52 @@ def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tu
         for node in nodes:
             if _area(shapes.get(node.output[0], ())) < largest:
                 result.add(id(node))
+    return result
+
+
+def _coordinate_nodes(graph: Graph) -> set[int]:
+    """Return the nodes between a convolution (or Gemm) and the grid that a GridSample reads.
+
+    A grid names pixels by fractions of the map: in 256 steps it would miss them by a good part of one.
+    What the layer before predicts, an offset of a few pixels, is fine in 8 bits; adding it to where it
+    starts is not.
+    """
+    result: set[int] = set()
+    waiting = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
+    while waiting:
+        node = graph.producer.get(waiting.pop())
+        if node is None or id(node) in result or node.op_type in ("Conv", "Gemm", "GridSample"):
+            continue
+        result.add(id(node))
+        waiting.extend(name for name in node.input if name)
+    return result
+
+
+_MASK = -1000.0
+
+
+def _masked_nodes(graph: Graph) -> set[int]:
+    """Return sums with a mask of very negative constants, and what lies between them and their softmax.
+
+    A range that holds the mask leaves nothing of 8 bits to the scores.
+    """
+    result: set[int] = set()
+    waiting = [
+        node
+        for node in graph.nodes
+        if node.op_type == "Add"
+        and any(
+            name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < _MASK
+            for name in node.input
+        )
+    ]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in result:
+            continue
+        result.add(id(node))
+        if node.op_type != "Softmax":
+            waiting.extend(other for other in graph.nodes if node.output[0] in other.input)
     return result
 
 
@@ -191,6 +238,8 @@ def _spread_same_range(
     """Give a value-moving operation behind a quantized tensor that tensor's range."""
     if node.op_type not in SAME_RANGE_OPS or node.input[0] in graph.constants:
         return
+    if node.op_type == "Resize" and attribute(node, "mode", "nearest") == "cubic":
+        return  # it overshoots
     if node.input[0] in wanted or any(name in wanted for name in node.output):
         wanted[node.input[0]] = None
         for name in node.output:

@@ -159,6 +159,8 @@ class QuantPlan(BaseModel):
             error that quantization causes.
         float_regions: Name prefixes of module paths whose operations stay float.
         ladder: Steps of post-training quantization, in order.
+        extents: Largest magnitude of every float activation on calibration images: says which tensors a
+            target may keep in float16.
         provenance: Free-form strings: calibration fingerprint, estimator, tool versions.
     """
 
@@ -172,6 +174,7 @@ class QuantPlan(BaseModel):
     bias_shift: dict[Profile, dict[str, list[float]]] = {}
     float_regions: list[str] = []
     ladder: list[LadderStep] = []
+    extents: dict[str, Annotated[float, Field(ge=0, le=_LARGEST_BOUND)]] = {}
     provenance: dict[str, str] = {}
 
     def save(self, path: Path) -> Path:

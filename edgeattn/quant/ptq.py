@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,19 +20,21 @@ from edgeattn.quant.calibrate import (
 )
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.extents import with_extents
 from edgeattn.quant.folding import can_fold_zero_point
+from edgeattn.quant.headroom import leave_headroom
 from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
-from edgeattn.quant.pairs import pair_safe_scales
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
 from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, QuantPlan
 from edgeattn.quant.simulation import PlanMeter
 from edgeattn.quant.tuning import tune_plan
 
-__all__ = ["GateRegion", "make_plan"]
+__all__ = ["HEADROOM_IMAGES", "GateRegion", "make_plan"]
 
 MEASURED_IMAGES = 32
 WEIGHED_IMAGES = 64
+HEADROOM_IMAGES = 64
 LEAST_MEASURED = 8
 RANGES_SHARE, TUNING_SHARE = 0.1, 0.4
 FULL_STRENGTH = 1.0
@@ -52,7 +53,8 @@ def make_plan(
     """Calibrate a canonical fp32 graph, step by step from the cheapest on.
 
     A step stays only where it brings both profiles' logits nearer to the float graph's, summed in dB, on
-    calibration images. Steps end early once the bounds in `config` are met.
+    calibration images. Steps end early once the bounds in `config` are met. Headroom always stays: what it
+    prevents happens in x86 kernels, which the measurement here does not imitate.
 
     Args:
         model: Canonical fp32 ONNX, one input, batch 1.
@@ -98,6 +100,8 @@ def make_plan(
         chosen = _spread(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
+    plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
+    tuned = False
     # u8 first: profile s8 takes some of its grids over.
     for profile in reversed(PROFILES) if config.tuning_steps else ():
         if _is_enough(_last_kept(ladder), config):
@@ -105,9 +109,14 @@ def make_plan(
         start = time.perf_counter()
         part = counter.part(TUNING_SHARE)
         changed = tune_plan(graph, plan, profile, place, learned_from, config.tuning_steps, part)
+        before = plan
         plan = _climb(ladder, meter, f"tuning of biases and ranges: {profile}", plan, changed, start)
+        tuned = tuned or plan is not before
+    if tuned:
+        # Other ranges, other integers.
+        plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
     counter.finish()
-    return plan.model_copy(update={"ladder": ladder})
+    return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)
 
 
 def _climb(
@@ -120,6 +129,29 @@ def _climb(
     kept = step.sqnr_db_u8 + step.sqnr_db_s8 > last.sqnr_db_u8 + last.sqnr_db_s8
     ladder.append(step.model_copy(update={"kept": kept}))
     return after if kept else before
+
+
+def _with_headroom(
+    ladder: list[LadderStep],
+    meter: PlanMeter,
+    plan: QuantPlan,
+    graph: Graph,
+    place: Placement,
+    images: Images,
+    config: PtqConfig,
+) -> QuantPlan:
+    """Return the plan with room in 16-bit sums, and note what that costs."""
+    if config.headroom == "none":
+        return plan
+    start = time.perf_counter()
+    found = leave_headroom(
+        plan, graph, place, _spread(images, HEADROOM_IMAGES), proven=config.headroom == "proven"
+    )
+    seconds = time.perf_counter() - start
+    if found.widened:
+        name = f"headroom: {found.widened} of {found.channels} channels, {found.bits:.2f} bits each"
+        ladder.append(meter.step(name, found.plan, seconds))
+    return found.plan
 
 
 def _last_kept(ladder: Sequence[LadderStep]) -> LadderStep:
@@ -166,7 +198,7 @@ def _with_ranges(
     return plan.model_copy(
         update={
             "activations": _activations(adjusted, place, found),
-            "weights": _weight_scales(adjusted, place, config),
+            "weights": _weight_scales(adjusted, place),
         }
     )
 
@@ -187,23 +219,17 @@ def _with_nncf(
     return plan.model_copy(
         update={
             "activations": _activations(adjusted, place, found),
-            "weights": _weight_scales(adjusted, place, config),
+            "weights": _weight_scales(adjusted, place),
             "channel_scales": decisions.channel_scales,
             "bias_shift": dict.fromkeys(PROFILES, decisions.bias_shift) if decisions.bias_shift else {},
         }
     )
 
 
-def _weight_scales(adjusted: Graph, place: Placement, config: PtqConfig) -> dict[str, list[float]]:
-    scales: dict[str, NDArray[Any]] = {
-        name: weight_scales(adjusted.constants[name], axis) for name, axis in place.weights.items()
+def _weight_scales(adjusted: Graph, place: Placement) -> dict[str, list[float]]:
+    return {
+        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
     }
-    if config.pair_safe_weights:
-        scales = {
-            name: pair_safe_scales(adjusted.constants[name], value, place.weights[name])
-            for name, value in scales.items()
-        }
-    return {name: value.tolist() for name, value in scales.items()}
 
 
 def _with_weighted_ranges(

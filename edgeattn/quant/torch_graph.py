@@ -235,6 +235,53 @@ def _squeeze(node: NodeProto, inputs: Sequence[Any]) -> Any:
     return None if axes is None else inputs[0].squeeze(tuple(axes))
 
 
+def _resize(node: NodeProto, inputs: Sequence[Any]) -> Any:
+    """Interpolate as torch does, in the two spellings that torch exports."""
+    mode = attribute(node, "mode", "nearest")
+    place = attribute(node, "coordinate_transformation_mode", "half_pixel")
+    value = inputs[0]
+    if value.ndim != 4 or len(inputs) < 3:
+        return None
+    if len(inputs) > 3 and inputs[3] is not None:
+        size = [int(item) for item in inputs[3].tolist()[2:]]
+    else:
+        size = [
+            int(side * scale) for side, scale in zip(value.shape[2:], inputs[2].tolist()[2:], strict=True)
+        ]
+    if mode == "nearest" and place == "asymmetric" and attribute(node, "nearest_mode", "") == "floor":
+        return F.interpolate(value, size, mode="nearest")
+    if mode == "linear" and place in ("half_pixel", "pytorch_half_pixel") and min(size) > 1:
+        return F.interpolate(value, size, mode="bilinear", align_corners=False)
+    return None
+
+
+def _grid_sample(node: NodeProto, inputs: Sequence[Any]) -> Any:
+    mode = attribute(node, "mode", "linear")
+    if mode not in ("bilinear", "linear", "nearest") or inputs[0].ndim != 4:
+        return None
+    return F.grid_sample(
+        inputs[0],
+        inputs[1],
+        "nearest" if mode == "nearest" else "bilinear",
+        attribute(node, "padding_mode", "zeros"),
+        bool(attribute(node, "align_corners", 0)),
+    )
+
+
+def _unsqueeze(node: NodeProto, inputs: Sequence[Any]) -> Any:
+    value, axes = inputs[0], _axes_of(node, inputs)
+    if axes is None:
+        return None
+    for axis in sorted(axis % (value.ndim + len(axes)) for axis in axes):
+        value = value.unsqueeze(axis)
+    return value
+
+
+def _reduce_sum(node: NodeProto, inputs: Sequence[Any]) -> Any:
+    axes = _axes_of(node, inputs) or attribute(node, "axes")
+    return inputs[0].sum(tuple(axes), bool(attribute(node, "keepdims", 1))) if axes else None
+
+
 def _hard_sigmoid(node: NodeProto, inputs: Sequence[Any]) -> Any:
     alpha, beta = float(attribute(node, "alpha", 0.2)), float(attribute(node, "beta", 0.5))
     return torch.clamp(inputs[0] * alpha + beta, 0.0, 1.0)
@@ -268,5 +315,14 @@ OPERATIONS: dict[str, Operation] = {
     "Squeeze": _squeeze,
     "Concat": lambda node, x: torch.cat(list(x), int(attribute(node, "axis"))),
     "Transpose": lambda node, x: x[0].permute(tuple(attribute(node, "perm", range(x[0].ndim)[::-1]))),
+    "Resize": _resize,
+    "GridSample": _grid_sample,
+    "Unsqueeze": _unsqueeze,
+    "ReduceSum": _reduce_sum,
+    "Sqrt": lambda node, x: torch.sqrt(x[0]),
+    "Exp": lambda node, x: torch.exp(x[0]),
+    "Neg": lambda node, x: -x[0],
+    "Abs": lambda node, x: torch.abs(x[0]),
+    "Pow": lambda node, x: torch.pow(x[0], x[1]),
     "Identity": lambda node, x: x[0],
 }

@@ -29,6 +29,7 @@ from edgeattn.targets.base import (
     Session,
     Target,
     TimingPlan,
+    is_emulated,
     session_properties,
 )
 from edgeattn.targets.engine_files import load_engine, save_engine, verify_engine
@@ -46,6 +47,7 @@ __all__ = [
     "TargetStatus",
     "TimingPlan",
     "get_target",
+    "is_emulated",
     "list_targets",
     "load_engine",
     "reload_plugins",
@@ -58,7 +60,7 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "edgeattn.targets"
 
-RESERVED_NAMES = ("jetson-ssh", "arm64", "ort-web")
+RESERVED_NAMES = ("ort-web",)
 """Names that the design gives to targets which are not here yet: no plugin may take one."""
 
 targets: Registry[Callable[..., Target]] = Registry("target")
@@ -105,6 +107,8 @@ _register("ort-cpu", "edgeattn.targets.ort_cpu", "OrtCpu")
 _register("openvino-cpu", "edgeattn.targets.openvino_cpu", "OpenVinoCpu")
 _register("tensorrt-rtx", "edgeattn.targets.tensorrt_rtx", "TensorRtRtx")
 _register("tensorrt", "edgeattn.targets.tensorrt_full", "TensorRt")
+_register("jetson-ssh", "edgeattn.targets.jetson_ssh", "JetsonSsh")
+_register("arm64", "edgeattn.targets.arm64", "Arm64")
 
 
 def target_names() -> tuple[str, ...]:

@@ -19,6 +19,7 @@ from edgeattn.artifact import OnnxArtifact, write_bytes
 from edgeattn.errors import ModelError, TargetUnavailable
 from edgeattn.targets._common import RuntimeTarget, install_command, one_line
 from edgeattn.targets._cuda import CudaDevice, CudaDriver, find_gpu, load_library
+from edgeattn.targets._trt_coverage import describe_coverage
 from edgeattn.targets._trt_log import describe_layers, parse_layers
 from edgeattn.targets._trt_session import TrtSession
 from edgeattn.targets.base import Availability, Engine, Session
@@ -84,11 +85,13 @@ class TensorRtTarget(RuntimeTarget):
             plan, settings = self._build_plan(trt, log, records, artifact)
         path = self._engine_path(artifact, workdir, self.engine_suffix)
         write_bytes(path, plan)
+        layers = parse_layers(record.text for record in records)
         details = {
             "runtime": f"{self.package} {trt.__version__}",
             "tf32": self._tf32,
             **settings,
-            **describe_layers(parse_layers(record.text for record in records)),
+            **describe_layers(layers),
+            "coverage": describe_coverage(artifact.path, layers) if artifact.profile == "s8" else {},
             "warnings": sorted({record.text for record in records if record.severity == "WARNING"})[:20],
         }
         return self._engine(artifact, path, details)

@@ -7,6 +7,7 @@ verbosity is detailed. This is the only report that a build without a GPU gives.
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -33,7 +34,21 @@ _DTYPES = {
     "int64": "int64",
     "bool": "bool",
 }
+_DIMENSIONS = re.compile(r"Dimensions: \[([\d, ]*)\]")
+_SIZES = {
+    "int8": 1,
+    "float8": 1,
+    "bool": 1,
+    "float16": 2,
+    "bfloat16": 2,
+    "float32": 4,
+    "int32": 4,
+    "int64": 8,
+}
 _CONVOLUTION = re.compile(r"conv|correlation", re.IGNORECASE)
+_PRODUCT = re.compile(r"gemm|matmul|matrix", re.IGNORECASE)
+# A convolution that takes its activation along.
+_FUSED_PRODUCT = re.compile(r"__myl_\w*(?:Corr|Gemm|Dot|MatM)")
 # A generated kernel is named after its operations; these only move data.
 _MOVES_ONLY = re.compile(r"__myl_(?:Move|Tran|Resh|Conc|Slic|Cast)+_")
 
@@ -48,6 +63,7 @@ class LoggedLayer:
         inputs: Element types of its inputs, in NumPy spelling.
         outputs: Element types of its outputs.
         nodes: Names of the ONNX nodes that it computes.
+        bytes_moved: Size of its inputs and outputs, constants left out.
     """
 
     name: str
@@ -55,6 +71,25 @@ class LoggedLayer:
     inputs: tuple[str, ...]
     outputs: tuple[str, ...]
     nodes: tuple[str, ...]
+    bytes_moved: int = 0
+
+    @property
+    def is_product(self) -> bool:
+        """Whether it is a convolution or a matrix product, fused or not."""
+        fused = bool(_FUSED_PRODUCT.match(self.name)) and self.kind != "kgen"
+        return self.is_convolution or fused or bool(_PRODUCT.search(self.kind))
+
+    @property
+    def is_int8(self) -> bool:
+        """Whether it reads or writes INT8 (or FP8)."""
+        return bool({"int8", "float8"} & {*self.inputs, *self.outputs})
+
+    @property
+    def is_float32(self) -> bool:
+        """Whether it computes in float32 alone: float32 comes in and goes out, and nothing shorter does."""
+        types = {*self.inputs, *self.outputs}
+        shorter = {"int8", "float8", "float16", "bfloat16"} & types
+        return "float32" in self.outputs and "float32" in self.inputs and not shorter
 
     @property
     def is_convolution(self) -> bool:
@@ -82,6 +117,7 @@ def parse_layers(messages: Iterable[str]) -> tuple[LoggedLayer, ...]:
                         inputs=_dtypes(sections.get("Inputs", "")),
                         outputs=_dtypes(sections.get("Outputs", "")),
                         nodes=tuple(_METADATA.findall(line)),
+                        bytes_moved=sum(map(_size_bytes, sections.values())),
                     )
                 )
     return tuple(layers)
@@ -93,7 +129,7 @@ def describe_layers(layers: Sequence[LoggedLayer]) -> dict[str, Any]:
         return {}
     convolutions = [layer for layer in layers if layer.is_convolution]
     int8 = sum(layer.inputs[:1] == ("int8",) for layer in convolutions)
-    floating = [layer for layer in layers if not {"int8", "float8"} & {*layer.inputs, *layer.outputs}]
+    floating = [layer for layer in layers if not layer.is_int8]
     return {
         "int8_convolutions": int8,
         "float_convolutions": len(convolutions) - int8,
@@ -116,6 +152,16 @@ def dtype_name(described: str) -> str:
         if name := _DTYPES.get(word.lower()):
             return name
     return described.strip()
+
+
+def _size_bytes(section: str) -> int:
+    total = 0
+    for tensor in section.split("}"):
+        dimensions, described = _DIMENSIONS.search(tensor), _TENSOR.search(tensor + "}")
+        if dimensions and described:
+            sizes = [int(size) for size in dimensions[1].split(",") if size.strip()]
+            total += math.prod(sizes) * _SIZES.get(dtype_name(described[1]), 4)
+    return total
 
 
 def _dtypes(section: str) -> tuple[str, ...]:

@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "Target",
     "TimingPlan",
+    "is_emulated",
     "session_properties",
 ]
 
@@ -140,6 +141,14 @@ class Session(Protocol):
     def layer_times(self, feeds: Feeds, runs: int = 50) -> Sequence[LayerTime]:
         """Return mean time by executed layer, or an empty sequence where the runtime cannot tell."""
         ...
+
+
+def is_emulated(target: Target) -> bool:
+    """Return whether a target's device is emulated: its answers count, its latency means nothing.
+
+    Such a target carries ``emulated = True``, and its sessions refuse `Session.time`.
+    """
+    return bool(getattr(target, "emulated", False))
 
 
 def session_properties(session: Session) -> dict[str, Any]:

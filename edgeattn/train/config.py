@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 __all__ = ["TrainConfig"]
 
@@ -35,4 +35,28 @@ class TrainConfig(BaseModel):
     head_lr_multiplier: Annotated[
         float, Field(gt=0, description="Learning rate of the new classifier and gates over the rest's.")
     ] = 1.0
+    start_size: Annotated[
+        int | None,
+        Field(
+            ge=16,
+            le=1024,
+            description="Side in pixels of the training images of the first start_epochs: small images are "
+            "several times as fast, and a network learns most of its features from them.",
+        ),
+    ] = None
+    start_epochs: Annotated[int, Field(ge=0, le=1000, description="Epochs at start_size.")] = 0
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _start_is_whole(self) -> TrainConfig:
+        if (self.start_size is None) != (self.start_epochs == 0):
+            raise ValueError(
+                f"start_size ({self.start_size}) and start_epochs ({self.start_epochs}) belong together: "
+                "set both or neither"
+            )
+        if self.start_epochs >= self.epochs and self.start_size is not None:
+            raise ValueError(
+                f"start_epochs ({self.start_epochs}) must leave some of the {self.epochs} epochs for the "
+                "network's own size"
+            )
+        return self

@@ -83,7 +83,8 @@ def fit(
     Raises:
         DataError: If images cannot be used, or are too few for a batch.
         ModelError: If the module does not return logits for the data's classes.
-        RecipeError: If distillation is asked for without a teacher.
+        RecipeError: If distillation is asked for without a teacher, or `start_size` is not smaller than
+            the network's own size.
         TrainingDivergedError: If the loss becomes NaN or infinite; the last checkpoint stays.
         ArtifactError: If a checkpoint cannot be written.
     """
@@ -91,6 +92,11 @@ def fit(
         raise RecipeError(
             f"distillation_weight is {config.distillation_weight}, but there is no teacher to follow. "
             "Give the float network as teacher, or set distillation_weight to 0."
+        )
+    if config.start_size is not None and config.start_size >= preprocess.size:
+        raise RecipeError(
+            f"start_size is {config.start_size}, but the network's own size is {preprocess.size}. "
+            "Choose a smaller start_size, or leave it out."
         )
     world = join_world()
     broadcast_state(model, world)  # before the fingerprint: ranks must agree on whether they resume
@@ -212,7 +218,7 @@ class _Run:
         step = self.epoch * len(self.loader) + self.batch
         # Seeding each step makes dropout, and anything else random, a function of the step alone.
         _seed_everything(mix_seed(config.seed, step, self.world.rank))
-        loss = self._loss(inputs, labels)
+        loss = self._loss(self._at_start_size(inputs), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         value = average_gradients(self.model, loss.item(), self.world)
@@ -232,6 +238,12 @@ class _Run:
         if self.progress is not None and self.world.rank == 0:
             total = config.epochs * len(self.loader)
             self.progress.update("train", step + 1, total, epoch=self.epoch, loss=value)
+
+    def _at_start_size(self, inputs: Tensor) -> Tensor:
+        size = self.config.start_size
+        if size is None or self.epoch >= self.config.start_epochs:
+            return inputs
+        return F.interpolate(inputs, (size, size), mode="bilinear", antialias=True)
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = check_logits(self.model(inputs.contiguous(memory_format=self.layout)), self.classes).float()

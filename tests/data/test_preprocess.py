@@ -43,6 +43,16 @@ def test_without_resize_the_whole_image_is_squashed(interpolation: str) -> None:
     np.testing.assert_array_equal(resize_and_crop(rgb, preprocess), np.asarray(expected))
 
 
+@pytest.mark.parametrize("interpolation", ["bilinear", "bicubic"])
+def test_the_horizontal_pass_comes_first_whatever_pillow_does(interpolation: str) -> None:
+    """Pillow 13 begins with the vertical pass here; the result must not depend on Pillow's version."""
+    rgb, resampling = noise(100, 55), Image.Resampling[interpolation.upper()]
+    narrowed = np.asarray(Image.fromarray(rgb).resize((57, 100), resampling))
+    expected = np.asarray(Image.fromarray(narrowed).resize((57, 57), resampling))
+    preprocess = Preprocess(size=57, interpolation=interpolation)
+    np.testing.assert_array_equal(resize_and_crop(rgb, preprocess), expected)
+
+
 def test_normalization_in_float32() -> None:
     rgb = noise(224, 224)
     expected = (rgb / 255.0 - np.array(IMAGENET.mean)) / np.array(IMAGENET.std)

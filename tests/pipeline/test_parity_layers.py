@@ -32,9 +32,9 @@ QUICK = PtqConfig(
     nncf=False,
     importance=False,
     equalization=False,
-    pair_safe_weights=True,
+    headroom="proven",
 )
-UNSAFE = QUICK.model_copy(update={"pair_safe_weights": False})
+UNSAFE = QUICK.model_copy(update={"headroom": "none"})
 
 
 @functools.cache

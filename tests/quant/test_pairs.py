@@ -9,12 +9,11 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 from quant_networks import inverted_residual, pictures
 
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.measure.pair_saturation import prove_pair_saturation
-from edgeattn.quant.config import PtqConfig, QuantConfig
+from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, pair_safe_scales, pair_weights, worst_pairs
 from edgeattn.quant.plan import quantize_weight
 from edgeattn.quant.ptq import make_plan
@@ -70,8 +69,8 @@ def quantized(config: PtqConfig, profile: Any) -> Any:
 
 @pytest.mark.parametrize("profile", ["u8", "s8"])
 def test_a_safe_plan_saturates_nowhere_and_the_usual_one_does(profile: str) -> None:
-    usual = quantized(QUICK, profile)
-    safe = quantized(QUICK.model_copy(update={"pair_safe_weights": True}), profile)
+    usual = quantized(QUICK.model_copy(update={"headroom": "none"}), profile)
+    safe = quantized(QUICK.model_copy(update={"headroom": "proven"}), profile)
     assert all(not layer.can_saturate for layer in prove_pair_saturation(safe))
     assert any(layer.can_saturate for layer in prove_pair_saturation(usual))
     image = {"input": pictures(1, seed=4)[0]}
@@ -90,8 +89,3 @@ def test_activations_that_were_seen_narrow_it_down() -> None:
             assert layer.worst_sum_on_data == pytest.approx(layer.worst_sum * 100 / 255, abs=1)
         else:
             assert layer.unsafe_on_data is None
-
-
-def test_training_and_safe_weights_exclude_each_other() -> None:
-    with pytest.raises(ValidationError, match="pair_safe_weights"):
-        QuantConfig(mode="qat", ptq=PtqConfig(pair_safe_weights=True))

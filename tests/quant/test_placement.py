@@ -158,3 +158,38 @@ def test_the_convolution_s_branch_of_a_residual_sum_is_marked() -> None:
         {"w0": weight(4), "w1": weight(4), "wl": weight(2)},
     )
     assert place_quantizers(model).addends == {"branch"}
+
+
+def test_a_sampling_grid_stays_float_from_the_offsets_on() -> None:
+    model = model_of(
+        [
+            node("Conv", "input w", "offsets"),
+            node("Transpose", "offsets", "moved", perm=[0, 2, 3, 1]),
+            node("Add", "moved base", "grid"),
+            node("GridSample", "input grid", "sampled"),
+            node("Conv", "sampled w", "logits"),
+        ],
+        {"w": np.ones((2, 2, 1, 1), np.float32), "base": np.zeros((1, 6, 6, 2), np.float32)},
+        channels=2,
+    )
+    placed = place_quantizers(model)
+    chosen = {*placed.activations, *placed.same_range}
+    assert {"input", "offsets", "sampled"} <= chosen
+    assert "grid" not in chosen
+
+
+def test_masked_scores_stay_float_up_to_their_softmax() -> None:
+    mask = np.where(np.eye(6, dtype=bool), -1e4, 0).astype(np.float32)
+    for constant, quantized in ((mask, False), (np.zeros_like(mask) + 1, True)):
+        model = model_of(
+            [
+                node("MatMul", "input input", "scores"),
+                node("Add", "scores mask", "masked"),
+                node("Softmax", "masked", "weights"),
+                node("MatMul", "weights input", "logits"),
+            ],
+            {"mask": constant},
+        )
+        placed = place_quantizers(model)
+        assert {"scores", "weights"} <= {*placed.activations, *placed.same_range}
+        assert ("masked" in placed.activations) == quantized

@@ -63,7 +63,15 @@ def plugins(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[StandInEntryPoint]
 
 
 def test_this_packages_targets() -> None:
-    assert targets.names() == ("reference", "ort-cpu", "openvino-cpu", "tensorrt-rtx", "tensorrt")
+    assert targets.names() == (
+        "reference",
+        "ort-cpu",
+        "openvino-cpu",
+        "tensorrt-rtx",
+        "tensorrt",
+        "jetson-ssh",
+        "arm64",
+    )
     for status in list_targets():
         json.dumps(status.to_json(), allow_nan=False)
 
@@ -105,7 +113,7 @@ def test_unknown_and_reserved_names() -> None:
     with pytest.raises(RecipeError, match="Did you mean 'openvino-cpu'"):
         get_target("openvino")
     with pytest.raises(TargetUnavailable, match="reserved"):
-        get_target("jetson-ssh")
+        get_target("ort-web")
 
 
 @pytest.mark.parametrize("change", [{"min_runs": 0}, {"warmup_runs": -1}, {"threads": 0}, {"min_seconds": 0}])

@@ -300,3 +300,40 @@ def test_unfit_models_and_data_are_refused(model: nn.Module, arrays: TrainArrays
     cropped = dataclasses.replace(arrays, validation_pixels=arrays.validation_pixels[:, :4])
     with pytest.raises(DataError, match="Validation pixels must be uint8 of shape"):
         train(model, tmp_path, data=cropped)
+
+
+def test_first_epochs_see_small_images(tmp_path: Path) -> None:
+    """Until start_epochs are over; measuring is at the network's own size all along."""
+    sizes: list[tuple[bool, int]] = []
+
+    class Watching(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.inner = build_model()
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            sizes.append((self.training, x.shape[-1]))
+            output: torch.Tensor = self.inner(x)
+            return output
+
+    pixels, labels = build_arrays(stored=24).train_pixels, build_arrays(stored=24).train_labels
+    config = TrainConfig(epochs=3, batch_size=16, start_size=16, start_epochs=2)
+    train(
+        Watching(),
+        tmp_path,
+        config,
+        TrainArrays(pixels, labels, pixels, labels),
+        preprocess=PREPROCESS.model_copy(update={"size": 24}),
+    )
+    assert [size for training, size in sizes if training] == [16] * 6 + [24] * 3
+    assert {size for training, size in sizes if not training} == {24}
+
+
+def test_start_size_must_be_smaller(model: nn.Module, tmp_path: Path) -> None:
+    """Larger images first would be no saving; half a request is none."""
+    config = TrainConfig(epochs=3, start_size=16, start_epochs=2)
+    with pytest.raises(RecipeError, match="own size is 8"):
+        train(model, tmp_path, config)
+    for values in ({"start_size": 16}, {"start_epochs": 1}, {"start_size": 16, "start_epochs": 3}):
+        with pytest.raises(ValueError, match="start_"):
+            TrainConfig(epochs=3, **values)

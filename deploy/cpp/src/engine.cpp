@@ -1,0 +1,151 @@
+#include "engine.h"
+
+#include <algorithm>
+#include <new>
+#include <sstream>
+
+#include <openvino/openvino.hpp>
+
+#include "blob_cache.h"
+#include "error.h"
+#include "files.h"
+#include "manifest.h"
+#include "sha256.h"
+
+namespace eak {
+namespace {
+
+constexpr char kDevice[] = "CPU";
+
+/// OpenVINO's text on one line: it writes paragraphs with file names of its own source.
+std::string one_line(const char *text) {
+    std::istringstream words(text);
+    std::string line, word;
+    while (words >> word && line.size() < 300) line += (line.empty() ? "" : " ") + word;
+    return line;
+}
+
+/// Run a step and turn OpenVINO's exceptions into ours.
+template <class Step>
+auto guarded(const char *what, eak_status status, const Step &step) -> decltype(step()) {
+    try {
+        return step();
+    } catch (const KitError &) {
+        throw;
+    } catch (const std::bad_alloc &) {
+        throw;
+    } catch (const std::exception &error) {
+        throw KitError(status, std::string(what) + ": " + one_line(error.what()) + ".");
+    }
+}
+
+ov::AnyMap options(int threads) {
+    // The same as edgeattn's target openvino-cpu, so that logits are the same bits.
+    return {{ov::hint::inference_precision.name(), ov::element::f32},
+            {ov::hint::performance_mode.name(), ov::hint::PerformanceMode::LATENCY},
+            {ov::num_streams.name(), ov::streams::Num(1)},
+            {ov::inference_num_threads.name(), threads}};
+}
+
+}  // namespace
+
+struct Engine::State {
+    ov::Core core;
+    ov::CompiledModel model;
+    ov::InferRequest request;
+    ov::Tensor input, output;
+    std::string runtime;
+    bool from_cache = false;
+
+    void compile(const std::string &onnx, const ov::AnyMap &config) {
+        const auto network = guarded("OpenVINO cannot read the model", EAK_ERR_MODEL, [&] {
+            // The text may hold any format that OpenVINO reads; ONNX carries its weights along.
+            return core.read_model(onnx, ov::Tensor());
+        });
+        model = guarded("OpenVINO cannot compile the model", EAK_ERR_RUNTIME,
+                        [&] { return core.compile_model(network, kDevice, config); });
+    }
+
+    bool import(const BlobCache &cache, const ov::AnyMap &config) {
+        std::string blob;
+        if (!cache.load(blob)) return false;
+        try {
+            std::istringstream stream(std::move(blob));
+            model = core.import_model(stream, kDevice, config);
+        } catch (const std::bad_alloc &) {
+            throw;
+        } catch (const std::exception &) {
+            return false;  // made again, and replaced
+        }
+        return true;
+    }
+
+    void store(const BlobCache &cache) {
+        // A start without a cache is only slower, so what goes wrong here is no error.
+        try {
+            std::ostringstream stream;
+            model.export_model(stream);
+            cache.save(stream.str());
+        } catch (const std::bad_alloc &) {
+            throw;
+        } catch (const std::exception &) {
+        }
+    }
+
+    ov::Tensor checked(const ov::Tensor &tensor, const ov::Shape &shape, const char *what) {
+        if (tensor.get_element_type() != ov::element::f32 || tensor.get_shape() != shape) {
+            throw KitError(EAK_ERR_MODEL, std::string("The model's ") + what + " is " +
+                                              tensor.get_element_type().get_type_name() + " " +
+                                              tensor.get_shape().to_string() + ", not what model.json says. "
+                                              "Make the kit again.");
+        }
+        return tensor;
+    }
+};
+
+Engine::Engine(const std::string &folder, const Manifest &manifest, int threads, const std::string &cache_dir) {
+    const FileEntry &file = manifest.model;
+    const std::string onnx = read_checked(folder, file.file, file.sha256, file.size_bytes, EAK_MAX_MODEL_BYTES);
+    state_ = guarded("OpenVINO does not start", EAK_ERR_RUNTIME, [] { return std::make_unique<State>(); });
+    const auto config = options(threads);
+    const std::string build = ov::get_openvino_version().buildNumber;
+    state_->runtime = "OpenVINO " + build;
+    BlobCache cache;
+    if (!cache_dir.empty()) {
+        const auto device = guarded("OpenVINO has no CPU plugin", EAK_ERR_RUNTIME, [&] {
+            std::string text = state_->core.get_property(kDevice, ov::device::full_name);
+            for (const auto &ability : state_->core.get_property(kDevice, ov::device::capabilities)) text += " " + ability;
+            return text;
+        });
+        cache = BlobCache(cache_dir, manifest.name, file.sha256 + "\n" + build + "\n" + device + "\n" + cpu_features() +
+                                                        "\nthreads " + std::to_string(threads) + " f32 latency");
+        state_->from_cache = state_->import(cache, config);
+    }
+    if (!state_->from_cache) state_->compile(onnx, config);
+    guarded("OpenVINO cannot prepare the model", EAK_ERR_RUNTIME, [&] {
+        if (!cache_dir.empty() && !state_->from_cache) state_->store(cache);
+        state_->request = state_->model.create_infer_request();
+        const auto side = std::size_t(manifest.preprocess.size);
+        state_->input = state_->checked(state_->request.get_tensor(manifest.input_name), {1, 3, side, side}, "input");
+        state_->output =
+            state_->checked(state_->request.get_tensor(manifest.output_name), {1, manifest.classes.size()}, "output");
+        return 0;
+    });
+}
+
+Engine::~Engine() = default;
+
+float *Engine::input() const { return state_->input.data<float>(); }
+const float *Engine::output() const { return state_->output.data<const float>(); }
+
+void Engine::infer() {
+    guarded("OpenVINO failed", EAK_ERR_RUNTIME, [&] {
+        state_->request.infer();
+        return 0;
+    });
+}
+
+bool Engine::from_cache() const { return state_->from_cache; }
+const std::string &Engine::runtime() const { return state_->runtime; }
+
+}  // namespace eak

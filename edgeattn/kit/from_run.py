@@ -1,0 +1,310 @@
+"""From a finished run's folder to a kit's ``model/`` folder."""
+
+from __future__ import annotations
+
+import dataclasses
+import io
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from pydantic import ValidationError
+
+from edgeattn.artifact import OnnxArtifact, sha256_of_bytes, sha256_of_file, verify_sha256
+from edgeattn.data.datasets import load_dataset
+from edgeattn.data.image_set import DataSplits, ImageSet
+from edgeattn.data.preprocess import normalize_pixels, resize_and_crop
+from edgeattn.data.spec import DataSpec, Preprocess
+from edgeattn.errors import ArtifactError, DataError, EdgeAttnError, RecipeError
+from edgeattn.kit.model_folder import add_file, write_manifest
+from edgeattn.kit.spec import (
+    KitFile,
+    KitModel,
+    KitTensor,
+    ModelFile,
+    NamedFile,
+    Reference,
+    ReferenceImage,
+    Thresholds,
+)
+from edgeattn.measure import run_session
+from edgeattn.progress import Progress, SilentProgress
+from edgeattn.report import Report, load_report
+from edgeattn.targets import get_target
+
+__all__ = ["DEFAULT_IMAGES", "KitRequest", "build_model", "describe_export", "pick_images"]
+
+DEFAULT_IMAGES = 40
+
+_REFERENCE_TARGET = "ort-cpu"
+_LOWERED_FOR = {"u8": "ort-cpu", "s8": "tensorrt"}
+_VARIANT_TARGETS = {"openvino": "openvino-cpu"}
+# A kit is carried to a device: a few of these must not outweigh the model many times.
+_LARGEST_IMAGE_BYTES = 512 * 1024
+# Integer kernels of another runtime round some values one step differently, and later layers carry that on.
+_TOLERANCE_SHARE = 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class KitRequest:
+    """What goes into a model folder.
+
+    Attributes:
+        profile: Spelling of the model: ``u8`` for CPUs and browsers, ``s8`` for TensorRT.
+        variants: Further spellings by runtime: ``openvino``.
+        images: Reference photographs, spread over the classes.
+        data: Folder of the data set, where the run's recipe names another place; None: the recipe's.
+        min_confidence: Below this probability an answer is shown as not sure.
+    """
+
+    profile: Literal["u8", "s8"] = "u8"
+    variants: tuple[str, ...] = ()
+    images: int = DEFAULT_IMAGES
+    data: Path | None = None
+    min_confidence: float = 0.5
+
+
+def build_model(
+    run: Path, folder: Path, request: KitRequest, *, progress: Progress | None = None
+) -> KitModel:
+    """Write the model folder of a run: lowered model, photographs, expected outputs, ``model.json``.
+
+    The expected outputs are computed here, by ONNX Runtime.
+
+    Args:
+        run: Folder that `edgeattn run` wrote.
+        folder: Where to; empty or absent.
+        request: What goes in.
+        progress: Hears how far it is.
+
+    Raises:
+        ArtifactError: If the run is unfinished, failed, was changed since, or lacks the profile.
+        RecipeError: If the run has no classes or data to take photographs from.
+        DataError: If the data set cannot be used.
+        TargetUnavailable: If ONNX Runtime is absent.
+    """
+    progress = progress or SilentProgress()
+    report = load_report(run)
+    if report.verdict != "pass":
+        missed = [reason.text for reason in report.reasons if not reason.passed]
+        raise ArtifactError(
+            f"The run in {run} failed its own bounds, so no kit is made of it: {'; '.join(missed)}. "
+            "Improve it, or change the bounds under accept in its recipe, and run it again (it resumes)."
+        )
+    spec = _data_spec(report, run, request.data)
+    exported = describe_export(run, request.profile)
+    with tempfile.TemporaryDirectory(prefix="edgeattn-kit-") as scratch:
+        work = Path(scratch)
+        lowered = get_target(_LOWERED_FOR[request.profile]).lower(exported, work)
+        if request.profile == "u8":
+            _check_is_what_was_measured(report, run, lowered)
+        splits = load_dataset(spec, run, lambda done, total: progress.update("data", done, total))
+        classes = _class_names(splits, exported.outputs[0].shape[1])
+        model_file = add_file(folder, f"model.{request.profile}.onnx", lowered.path.read_bytes())
+        variants = {name: _variant(name, exported, folder, work) for name in request.variants}
+        reference, files = _reference(splits.validation, exported, spec.preprocess, request, folder, work)
+    text = reference.model_dump_json(indent=1)
+    model = KitModel(
+        name=report.name,
+        description=str(report.recipe.get("description") or ""),
+        model=ModelFile(
+            **model_file.model_dump(),
+            profile=request.profile,
+            opset=lowered.opset,
+            input=KitTensor(name=lowered.inputs[0].name, shape=lowered.inputs[0].shape),
+            output=KitTensor(name=lowered.outputs[0].name, shape=lowered.outputs[0].shape),
+        ),
+        preprocess=spec.preprocess,
+        classes=classes,
+        thresholds=Thresholds(min_confidence=request.min_confidence),
+        reference=add_file(folder, "reference.json", (text + "\n").encode()),
+        variants=variants,
+        files=files,
+    )
+    write_manifest(model, folder / "model.json")
+    return model
+
+
+def pick_images(images: ImageSet, count: int) -> list[int]:
+    """Choose about `count` images, spread evenly over the classes and within each; always the same ones.
+
+    Files above 512 KiB are passed over: a kit is carried to a device.
+
+    Returns:
+        Indices, the classes taking turns.
+
+    Raises:
+        DataError: If every file is too large.
+    """
+    small = np.array([_is_small(images.path(index)) for index in range(len(images))])
+    by_class = [np.flatnonzero((images.labels == label) & small) for label in np.unique(images.labels[small])]
+    if not by_class:
+        raise DataError(
+            f"All {len(images)} validation images are larger than {_LARGEST_IMAGE_BYTES // 1024} KiB, too "
+            "large to be part of a kit. Name a folder of smaller copies: --data DIR."
+        )
+    quota = max(1, count // len(by_class))
+    chosen: list[int] = []
+    for turn in range(quota):
+        for members in by_class:
+            if turn < len(members) and len(chosen) < count:
+                chosen.append(int(members[turn * len(members) // min(quota, len(members))]))
+    return chosen
+
+
+def describe_export(run: Path, profile: str) -> OnnxArtifact:
+    """Describe a run's QDQ graph again: the run keeps the file, not its description.
+
+    Raises:
+        ArtifactError: If there is none in that profile, or it is no classifier with one input.
+    """
+    import onnx
+
+    from edgeattn.onnx_graph import Graph
+
+    path = run / f"model.{profile}.onnx"
+    if not path.is_file():
+        there = sorted(item.name for item in run.glob("model.*.onnx"))
+        raise ArtifactError(
+            f"The run in {run} has no model in profile {profile} ({path.name}); it has: "
+            f"{', '.join(there) or 'none'}. Add a target of that profile to its recipe and run it again."
+        )
+    try:
+        graph = Graph(onnx.load(str(path)))
+        inputs, outputs = graph.io_specs()
+        opset = graph.opset
+    except EdgeAttnError:
+        raise
+    except Exception as exc:  # protobuf's own error type depends on its backend
+        raise ArtifactError(f"{path} is not an ONNX model: {exc}. Run the recipe again.") from exc
+    if len(inputs) != 1 or len(outputs) != 1 or len(outputs[0].shape) != 2:
+        raise ArtifactError(f"{path} is no classifier: expected one input and one output of shape (1, K).")
+    return OnnxArtifact(path, sha256_of_file(path), opset, inputs, outputs, profile)
+
+
+# ------------------------------------------------------------------------------------ pieces
+
+
+def _data_spec(report: Report, run: Path, data: Path | None) -> DataSpec:
+    value: Any = report.recipe.get("data")
+    if not isinstance(value, dict):
+        raise RecipeError(
+            f"The run in {run} names no data set, so its classes and preprocessing are not known. "
+            "Make kits of runs of a recipe (`edgeattn run`)."
+        )
+    try:
+        spec = DataSpec.model_validate(value)
+    except ValidationError as exc:
+        raise ArtifactError(f"{run}: report.json holds no valid data section: {exc}. Run it again.") from exc
+    if data is not None:
+        return spec.model_copy(update={"root": data.absolute()})
+    root = spec.root
+    if root is not None and not root.is_absolute() and not str(root).startswith(("$", "~")):
+        raise RecipeError(
+            f"The recipe of {run} names its data relative to the recipe's file ({root}), and the run does "
+            "not know where that was. Say where the data lies: --data DIR."
+        )
+    return spec
+
+
+def _check_is_what_was_measured(report: Report, run: Path, lowered: OnnxArtifact) -> None:
+    """ONNX Runtime's engine is the lowered file itself, so its hash is in the report."""
+    measured = report.targets.get(_REFERENCE_TARGET)
+    if measured is None or measured.engine is None:
+        return
+    verify_sha256(run / measured.engine.path, measured.engine.sha256)
+    if measured.engine.sha256 != lowered.sha256:
+        raise ArtifactError(
+            f"model.u8.onnx in {run} does not give the engine whose accuracy the report states: it was "
+            "changed, or another version of edgeattn made the run. Run the recipe again with the same --out."
+        )
+
+
+def _variant(name: str, exported: OnnxArtifact, folder: Path, work: Path) -> NamedFile:
+    target = _VARIANT_TARGETS.get(name)
+    if target is None:
+        raise RecipeError(f"Unknown variant {name!r}; there is: {', '.join(_VARIANT_TARGETS)}.")
+    lowered = get_target(target).lower(exported, work)
+    return add_file(folder, f"model.{name}.onnx", lowered.path.read_bytes())
+
+
+def _class_names(splits: DataSplits, outputs: int) -> tuple[str, ...]:
+    if splits.num_classes > outputs:
+        raise ArtifactError(
+            f"The data set has {splits.num_classes} classes now, the model {outputs}. Restore the data set."
+        )
+    # A network may have more outputs than the data has classes.
+    return (*splits.class_names, *(str(index) for index in range(splits.num_classes, outputs)))
+
+
+def _reference(
+    images: ImageSet,
+    exported: OnnxArtifact,
+    preprocess: Preprocess,
+    request: KitRequest,
+    folder: Path,
+    work: Path,
+) -> tuple[Reference, dict[str, KitFile]]:
+    names: list[NamedFile] = []
+    pixels: list[NDArray[np.uint8]] = []
+    labels: list[int] = []
+    for index, suffix, data in _photographs(images, request.images):
+        names.append(add_file(folder, f"images/{len(names) + 1:04d}{suffix}", data))
+        pixels.append(resize_and_crop(images.image(index), preprocess))
+        labels.append(int(images.labels[index]))
+    batch = np.stack([normalize_pixels(item, preprocess) for item in pixels])
+    target = get_target(_REFERENCE_TARGET)
+    engine = target.build(target.lower(exported, work), work / "engine")
+    with target.open(engine) as session:
+        logits = run_session(session, batch, exported.inputs[0].name, exported.outputs[0].name)
+    reference = Reference(
+        runtime=f"{_REFERENCE_TARGET} {target.probe().version}",
+        tolerance=float(_TOLERANCE_SHARE * np.abs(logits).max()),
+        images=tuple(
+            ReferenceImage(
+                file=name.file,
+                sha256=name.sha256,
+                pixels_sha256=sha256_of_bytes(pixels[i].tobytes()),
+                label=labels[i],
+                top1=int(logits[i].argmax()),
+                logits=tuple(float(value) for value in logits[i]),
+            )
+            for i, name in enumerate(names)
+        ),
+    )
+    return reference, {n.file: KitFile(sha256=n.sha256, size_bytes=n.size_bytes) for n in names}
+
+
+def _photographs(images: ImageSet, count: int) -> Iterator[tuple[int, str, bytes]]:
+    """Yield the index, suffix and content of each reference photograph."""
+    for index in pick_images(images, count):
+        copied = _as_stored(images, index)
+        yield (index, *(copied if copied is not None else (".png", _as_png(images.image(index)))))
+
+
+def _as_stored(images: ImageSet, index: int) -> tuple[str, bytes] | None:
+    """Return suffix and content of an image's own file, where every kit's decoder reads it alike."""
+    path = images.path(index)
+    if path is None:
+        return None
+    data = path.read_bytes()
+    with Image.open(io.BytesIO(data)) as image:
+        suffix = {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "")
+        turned = image.getexif().get(0x0112, 1) != 1
+        if suffix is None or turned or image.mode not in ("RGB", "L") or "transparency" in image.info:
+            return None
+    return suffix, data
+
+
+def _is_small(path: Path | None) -> bool:
+    return path is None or path.stat().st_size <= _LARGEST_IMAGE_BYTES
+
+
+def _as_png(rgb: NDArray[np.uint8]) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(rgb).save(stream, format="PNG", optimize=True)
+    return stream.getvalue()

@@ -1,0 +1,181 @@
+"""Rules about operations and shapes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from onnx import NodeProto
+
+from edgeattn.lint.base import Evidence, Rule, View, name_of
+from edgeattn.lint.dla_support import why_not_dla
+from edgeattn.lower.explicit_swish import ExplicitSwish
+from edgeattn.lower.half_remainder import is_int8
+from edgeattn.lower.split_pools import SplitPools
+from edgeattn.onnx_graph import Graph, attribute
+
+__all__ = ["RULES"]
+
+_VIEWS = frozenset({"Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
+_GATES = ("Sigmoid", "HardSigmoid")
+
+
+def _one_dimensional(view: View) -> Iterator[Evidence]:
+    for node in view.nodes("Conv", "ConvTranspose"):
+        shape = view.shapes.get(node.output[0]) or view.shapes.get(node.input[0]) or ()
+        kernel = attribute(node, "kernel_shape", [])
+        if len(shape) == 3 or len(kernel) == 1:
+            yield Evidence(name_of(node), node.output[0], f"Conv1d, kernel {list(kernel)}")
+
+
+def _transposes(view: View) -> Iterator[Evidence]:
+    for node in view.nodes("Transpose"):
+        before = view.writer(node.input[0])
+        behind = view.readers(node.output[0])
+        if before is None or not any(is_int8(view.graph, user) for user in behind):
+            continue
+        if is_int8(view.graph, before) or _ends_int8(view, before):
+            perm = list(attribute(node, "perm", []))
+            yield Evidence(name_of(node), node.output[0], f"Transpose {perm} between INT8 layers")
+
+
+def _ends_int8(view: View, node: NodeProto) -> bool:
+    """Return whether a node's result is quantized."""
+    return any(user.op_type == "QuantizeLinear" for user in view.graph.consumers.get(node.output[0], []))
+
+
+def _dynamic_shapes(view: View) -> Iterator[Evidence]:
+    for item in (*view.graph.inputs, *view.graph.outputs):
+        dims = item.type.tensor_type.shape.dim
+        shown = [dim.dim_value or dim.dim_param or "?" for dim in dims]
+        if not dims or any(dim.dim_value <= 0 for dim in dims):
+            yield Evidence(item.name, item.name, f"shape {shown}")
+    for node in view.nodes("Shape", "NonZero", "Loop", "If"):
+        yield Evidence(name_of(node), node.output[0], f"{node.op_type} at run time")
+
+
+def _shared_sigmoids(view: View) -> Iterator[Evidence]:
+    for node in view.nodes(*_GATES):
+        readers = view.readers(node.output[0])
+        if len(readers) > 1 and not all(reader.op_type in _VIEWS for reader in readers):
+            yield Evidence(name_of(node), node.output[0], f"{len(readers)} consumers")
+
+
+def _copy_sigmoids(graph: Graph) -> bool:
+    """Give every direct reader of a gate its own copy of it."""
+    changed = False
+    for node in [item for item in graph.nodes if item.op_type in _GATES]:
+        users = graph.consumers.get(node.output[0], [])
+        if len(users) < 2 or all(user.op_type in _VIEWS for user in users):
+            continue
+        for user in users[1:]:
+            clone = NodeProto()
+            clone.CopyFrom(node)
+            clone.output[0] = graph.fresh_name(f"{node.output[0]}.copy")
+            clone.name = clone.output[0]
+            graph.replace_input(node.output[0], clone.output[0], [user])
+            graph.nodes.append(clone)
+            graph.reindex()
+        changed = True
+    graph.sort()
+    return changed
+
+
+def _depthwise_swish(view: View) -> Iterator[Evidence]:
+    """A depthwise INT8 convolution whose swish is cut from it by Q/DQ, or is not followed by one."""
+    for node in view.nodes("Conv"):
+        weight = view.shapes.get(node.input[1], ())
+        if int(attribute(node, "group", 1)) == 1 or len(weight) != 4 or weight[1] != 1:
+            continue
+        if not is_int8(view.graph, node):
+            continue
+        users = view.graph.consumers.get(node.output[0], [])
+        if any(user.op_type in _GATES for user in view.readers(node.output[0])) and not any(
+            user.op_type in _GATES for user in users
+        ):
+            yield Evidence(
+                name_of(node), node.output[0], "Q/DQ between the depthwise convolution and its swish"
+            )
+
+
+def _not_for_dla(view: View) -> Iterator[Evidence]:
+    for node in view.graph.nodes:
+        if node.op_type == "Concat":
+            continue
+        reason = why_not_dla(view, node)
+        if reason:
+            yield Evidence(name_of(node), node.output[0], f"{node.op_type}: {reason}")
+
+
+def _concat_for_dla(view: View) -> Iterator[Evidence]:
+    for node in view.nodes("Concat"):
+        reason = why_not_dla(view, node)
+        if reason:
+            yield Evidence(name_of(node), node.output[0], reason)
+
+
+def _spell_for_dla(graph: Graph) -> bool:
+    changed = [SplitPools()(graph), ExplicitSwish()(graph)]
+    return any(changed)
+
+
+RULES = (
+    Rule(
+        "OPS001",
+        "a 1-D convolution",
+        "TensorRT wraps it in shuffles and may find no INT8 kernel, DLA knows 2-D convolutions only, and ONNX "
+        "Runtime leaves it float.",
+        frozenset({"tensorrt", "dla", "ort"}),
+        "warning",
+        _one_dimensional,
+    ),
+    Rule(
+        "OPS002",
+        "a Transpose between INT8 layers",
+        "GPU kernels keep INT8 channels in groups, so that it costs a reformat before and behind it.",
+        frozenset({"tensorrt", "dla"}),
+        "warning",
+        _transposes,
+    ),
+    Rule(
+        "OPS003",
+        "dynamic shapes",
+        "Engines of fixed size are faster everywhere, and DLA and our targets take nothing else.",
+        frozenset({"tensorrt", "dla", "openvino", "ort"}),
+        "error",
+        _dynamic_shapes,
+    ),
+    Rule(
+        "OPS004",
+        "a gate with several consumers",
+        "A sigmoid fuses into the convolution before it or the product behind it only where one operation reads it.",
+        frozenset({"tensorrt", "dla"}),
+        "warning",
+        _shared_sigmoids,
+        _copy_sigmoids,
+    ),
+    Rule(
+        "TRT004",
+        "Q/DQ between a depthwise convolution and its swish",
+        'TensorRT has no such INT8 kernel for some sizes ("Could not find any implementation"), and never fuses it.',
+        frozenset({"tensorrt"}),
+        "error",
+        _depthwise_swish,
+    ),
+    Rule(
+        "DLA001",
+        "an operation that DLA does not run",
+        "It runs on the GPU, and the network is split there into one more DLA loadable.",
+        frozenset({"dla"}),
+        "warning",
+        _not_for_dla,
+        _spell_for_dla,
+    ),
+    Rule(
+        "DLA002",
+        "a Concat that is not along channels",
+        "DLA joins maps along channels only: another axis runs on the GPU and splits the network.",
+        frozenset({"dla"}),
+        "warning",
+        _concat_for_dla,
+    ),
+)

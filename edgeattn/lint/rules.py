@@ -1,0 +1,10 @@
+"""All lint rules, in the order in which they are reported and fixed."""
+
+from __future__ import annotations
+
+from edgeattn.lint import operators, placement, quantization
+from edgeattn.lint.base import Rule
+
+__all__ = ["RULES"]
+
+RULES: tuple[Rule, ...] = (*quantization.RULES, *placement.RULES, *operators.RULES)

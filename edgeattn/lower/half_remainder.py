@@ -1,0 +1,190 @@
+"""Put what is not quantized into float16, with explicit Casts.
+
+A strongly typed TensorRT network computes every operation in the type that the graph says. A QDQ graph says
+INT8 where Q/DQ pairs are, and float32 everywhere else, so gates and pools would run in float32. This pass
+casts their inputs to float16 and their results back. Three kinds of operations stay float32 in name:
+
+* INT8 operations and what is fused behind them up to the next QuantizeLinear: they are INT8 kernels with
+  float32 accumulators and scales, and float16 scales would only make them less exact.
+* The first layer's QuantizeLinear reads the float32 input, and the last layer writes float32 logits.
+* Operations with a tensor that float16 cannot hold: larger than 65504 less a margin, or so small that only
+  subnormal numbers are left. They are named in the model's metadata.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from onnx import NodeProto, TensorProto, helper
+
+from edgeattn.lower.extents import bound_extents
+from edgeattn.onnx_graph import Graph
+
+__all__ = ["FLOAT32_KEY", "HalfRemainder", "float32_nodes", "is_int8", "remainder"]
+
+FLOAT32_KEY = "edgeattn.float32"
+"""Metadata entry: names of the nodes that stay float32 because of their values, separated by spaces."""
+
+_LARGEST = 65504.0
+_SMALLEST_NORMAL = 2.0**-14
+_MARGIN = 4.0  # images that nobody calibrated with may reach further
+_INT8 = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
+_FUSED = frozenset({"Relu", "Clip", "Add"})
+_FREE = frozenset({"QuantizeLinear", "DequantizeLinear", "Cast", "Identity"})
+_POOLS = frozenset({"AveragePool", "GlobalAveragePool", "MaxPool", "GlobalMaxPool"})
+_MOVES = frozenset({"Reshape", "Flatten", "Transpose", "Concat", "Slice", "Split", "Squeeze", "Unsqueeze"})
+
+
+@dataclasses.dataclass(frozen=True)
+class HalfRemainder:
+    """Cast what is neither INT8 nor fused with it to float16."""
+
+    name: str = "half-remainder"
+
+    def requires(self, graph: Graph) -> str:
+        """Accept quantized graphs; a float one is left as it is, to be compared with."""
+        return ""
+
+    def __call__(self, graph: Graph) -> bool:
+        """Insert the casts."""
+        if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+            return False
+        chosen, kept = remainder(graph)
+        if kept:
+            graph.metadata[FLOAT32_KEY] = " ".join(node.name or node.output[0] for node in kept)
+        if chosen:
+            _cast_inputs(graph, chosen)
+            _cast_outputs(graph, chosen)
+        return bool(chosen)
+
+    def ensures(self, graph: Graph) -> str:
+        """Check that nothing is left in float32 without a reason."""
+        if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+            return ""
+        named = set(float32_nodes(graph))
+        left = [node for node in remainder(graph)[0] if (node.name or node.output[0]) not in named]
+        return f"{left[0].name or left[0].output[0]!r} is left in float32" if left else ""
+
+
+def float32_nodes(graph: Graph) -> list[str]:
+    """Return the names of nodes that stay float32 because float16 cannot hold their values."""
+    return graph.metadata.get(FLOAT32_KEY, "").split()
+
+
+def is_int8(graph: Graph, node: NodeProto) -> bool:
+    """Return whether a node's data inputs are all dequantized, and its result is one of an INT8 kernel.
+
+    A pool or a move of data is one only where its result is quantized again.
+    """
+    count = 2 if node.op_type in _INT8 else len(node.input) if node.op_type == "Concat" else 1
+    for name in node.input[:count]:
+        producer = graph.producer.get(name)
+        if producer is None or producer.op_type != "DequantizeLinear":
+            return False
+    if node.op_type in _INT8:
+        return True
+    return node.op_type in _POOLS | _MOVES and _is_quantized_behind(graph, node)
+
+
+def _is_quantized_behind(graph: Graph, node: NodeProto) -> bool:
+    users = [user for name in node.output for user in graph.consumers.get(name, [])]
+    return bool(users) and all(user.op_type == "QuantizeLinear" for user in users)
+
+
+def _is_fused(graph: Graph, node: NodeProto) -> bool:
+    """Return whether a node lies between an INT8 operation and its QuantizeLinear, in one kernel with both."""
+    if node.op_type not in _FUSED:
+        return False
+    users = graph.consumers.get(node.output[0], [])
+    if not users or node.output[0] in graph.output_names:
+        return False
+    if not all(user.op_type == "QuantizeLinear" or _is_fused(graph, user) for user in users):
+        return False
+    producers = [graph.producer.get(name) for name in node.input if name not in graph.constants]
+    return all(
+        item is not None
+        and (item.op_type == "DequantizeLinear" or is_int8(graph, item) or _follows(graph, item))
+        for item in producers
+    )
+
+
+def _follows(graph: Graph, node: NodeProto) -> bool:
+    return node.op_type in _FUSED and any(
+        (item := graph.producer.get(name)) is not None and is_int8(graph, item) for name in node.input
+    )
+
+
+def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
+    """Return the nodes that are float32 and can be float16, and those whose values forbid it."""
+    extents = bound_extents(graph)
+    types = graph.element_types()
+    chosen: list[NodeProto] = []
+    kept: list[NodeProto] = []
+    for node in graph.nodes:
+        if node.op_type in _FREE or types.get(node.output[0]) != "float32":
+            continue
+        if is_int8(graph, node) or _is_fused(graph, node):
+            continue
+        fits = all(
+            _fits(extents.get(name))
+            for name in (*node.input, *node.output)
+            if name and types.get(name) == "float32" and not _is_bias(node, name)
+        )
+        (chosen if fits else kept).append(node)
+    return chosen, kept
+
+
+def _is_bias(node: NodeProto, name: str) -> bool:
+    # A bias is added to what it is far smaller than, so that its own last digits do not matter, and a bound
+    # beyond float16 bounds nothing there.
+    if node.op_type == "Clip":
+        return name in node.input[1:]
+    return node.op_type in _INT8 and name in node.input[2:]
+
+
+def _fits(extent: float | None) -> bool:
+    """Return whether float16 holds values of this size; what nothing is known about does not fit."""
+    if extent is None:
+        return False
+    return extent == 0.0 or _SMALLEST_NORMAL <= extent <= _LARGEST / _MARGIN
+
+
+def _cast_inputs(graph: Graph, chosen: list[NodeProto]) -> None:
+    types = graph.element_types()
+    inside = {name for node in chosen for name in node.output}
+    made: dict[str, str] = {}
+    for node in chosen:
+        for index, name in enumerate(node.input):
+            if name in inside or types.get(name) != "float32":
+                continue
+            if name not in made:
+                made[name] = graph.fresh_name(f"{name}.half")
+                if name in graph.constants:
+                    graph.constants[made[name]] = graph.constants[name].astype(np.float16)
+                else:
+                    graph.nodes.append(_cast(name, made[name], TensorProto.FLOAT16))
+            node.input[index] = made[name]
+    graph.reindex()
+
+
+def _cast_outputs(graph: Graph, chosen: list[NodeProto]) -> None:
+    ids = {id(node) for node in chosen}
+    for node in chosen:
+        for index, name in enumerate(node.output):
+            others = [user for user in graph.consumers.get(name, []) if id(user) not in ids]
+            if name in graph.output_names:
+                half = graph.fresh_name(f"{name}.half")
+                graph.replace_input(name, half)
+                node.output[index] = half
+                graph.nodes.append(_cast(half, name, TensorProto.FLOAT))
+            elif others:
+                single = graph.fresh_name(f"{name}.single")
+                graph.replace_input(name, single, others)
+                graph.nodes.append(_cast(name, single, TensorProto.FLOAT))
+            graph.reindex()
+    graph.sort()
+
+
+def _cast(source: str, result: str, element_type: int) -> NodeProto:
+    return helper.make_node("Cast", [source], [result], name=f"{result}.cast", to=element_type)

@@ -1,0 +1,94 @@
+"""The C++ kit built in other ways: with sanitizers, without image libraries, and for ARM under emulation."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import numpy as np
+import pytest
+from cpp_kit_tools import build, need, run_checked
+from PIL import Image
+
+from edgeattn.kit.model_folder import load_model, load_reference
+from edgeattn.kit.write import write_kit
+
+pytestmark = pytest.mark.slow
+
+OPENVINO_ARM64 = "EDGEATTN_OPENVINO_ARM64"
+
+
+@pytest.fixture(scope="module")
+def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    need("cmake", "c++")
+    folder = tmp_path_factory.mktemp("cpp-builds") / "kit"
+    write_kit("cpp", None, folder)
+    return folder
+
+
+def test_no_sanitizer_complains_about_good_or_hostile_input(kit: Path) -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'edgeattn[openvino]'")
+    build(kit, "build-asan", "-DEAK_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    run_checked(
+        ["ctest", "--test-dir", "build-asan", "-R", "c_interface|hostile_input", "--output-on-failure"], kit
+    )
+
+
+def test_without_image_libraries_it_reads_ppm_and_says_why_it_refuses_jpeg(kit: Path) -> None:
+    pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'edgeattn[openvino]'")
+    built = build(
+        kit,
+        "build-plain",
+        "-DCMAKE_DISABLE_FIND_PACKAGE_JPEG=ON",
+        "-DCMAKE_DISABLE_FIND_PACKAGE_PNG=ON",
+        "-DEAK_TESTS=OFF",
+    )
+    photograph = kit / "model" / "images" / "0001.jpg"
+    Image.open(photograph).convert("RGB").save(kit / "0001.ppm")
+    command = [str(built / "edgeattn-classify"), "--model", str(kit / "model"), "--json", "--logits"]
+    done = subprocess.run(
+        [*command, str(kit / "0001.ppm"), str(photograph)], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 4
+    ppm, jpeg = json.loads(done.stdout)["images"]
+    expected = load_reference(kit / "model", load_model(kit / "model")).images[0]
+    assert ppm["pixels_sha256"] == expected.pixels_sha256
+    assert "built without libjpeg" in jpeg["error"]
+
+
+def test_for_arm_it_computes_the_same_under_emulation(kit: Path) -> None:
+    need("cmake", "aarch64-linux-gnu-g++", "qemu-aarch64-static")
+    wheel = os.environ.get(OPENVINO_ARM64, "")
+    if not (Path(wheel) / "openvino" / "cmake").is_dir():
+        pytest.skip(
+            f"needs OpenVINO's unpacked wheel for ARM: set {OPENVINO_ARM64} to its folder "
+            "(see 'Build for ARM on another machine' in deploy/cpp/README.md)"
+        )
+    here = build(kit, "build-here", "-DEAK_TESTS=OFF") / "edgeattn-classify"
+    toolchain = "-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake"
+    built = build(kit, "build-arm64", toolchain, "-DEAK_TESTS=OFF", openvino=f"{wheel}/openvino/cmake")
+    reference = load_reference(kit / "model", load_model(kit / "model"))
+    images = reference.images[:: max(1, len(reference.images) // 4)]
+    pictures = []
+    for number, image in enumerate(images):
+        pictures.append(str(kit / f"arm{number}.ppm"))
+        Image.open(kit / "model" / image.file).convert("RGB").save(pictures[-1])
+    arguments = ["--model", "model", "--json", "--logits", *pictures]
+    emulator = ["qemu-aarch64-static", "-cpu", "neoverse-n1", "-L", "/usr/aarch64-linux-gnu"]
+    there = json.loads(run_checked([*emulator, str(built / "edgeattn-classify"), *arguments], kit))["images"]
+    local = json.loads(run_checked([str(here), *arguments], kit))["images"]
+    for expected, arm, x86 in zip(images, there, local, strict=True):
+        assert arm["pixels_sha256"] == expected.pixels_sha256 == x86["pixels_sha256"]
+        assert arm["top"][0]["index"] == x86["top"][0]["index"]
+        if _has_exact_int8():
+            np.testing.assert_allclose(
+                np.float32(arm["logits"]), np.float32(x86["logits"]), rtol=1e-6, atol=1e-6
+            )
+
+
+def _has_exact_int8() -> bool:
+    """Whether this processor multiplies 8-bit numbers without saturating sums: x86 without VNNI does not."""
+    flags = Path("/proc/cpuinfo").read_text()
+    return "avx512_vnni" in flags or "avx_vnni" in flags or "asimddp" in flags
