@@ -124,7 +124,8 @@ def judge(
     if bounds.agreement_min is not None:
         share = parity.agreement if parity is not None else None
         interval = parity.agreement_interval if parity is not None else None
-        variance = (share or 0.0) * (1 - (share or 0.0))
+        # Wilson's interval leaves a bound out as soon as the share is z standard errors of the bound away.
+        variance = bounds.agreement_min * (1 - bounds.agreement_min)
         reasons.append(_reason("agreement", bounds.agreement_min, share, interval, n, "images", variance))
     if bounds.sqnr_db_min is not None:
         ratio_db = parity.sqnr_db if parity is not None else None
@@ -176,7 +177,9 @@ def _needed(distance: float, variance: float, n: int, unit: str) -> str:
     """Say about how many are needed for the interval to clear the bound at this distance."""
     if distance == 0:
         return "the figure sits on the bound"
-    needed = math.ceil(z_value(0.95) ** 2 * variance / distance**2)
+    z = z_value(0.95)
+    # Where nothing varied yet, the interval of n outcomes is about z / n wide.
+    needed = math.ceil(z**2 * variance / distance**2 if variance > 0 else z / abs(distance))
     if needed > _ENOUGH:
         return "the figure all but sits on the bound"
     return f"needs about {_rounded(max(needed, n + 1))} {unit}"

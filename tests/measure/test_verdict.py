@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from edgeattn.errors import RecipeError
-from edgeattn.measure import AcceptBounds, LatencyRatio, Parity, compare_outputs, judge
+from edgeattn.measure import AcceptBounds, LatencyRatio, Parity, compare_outputs, judge, wilson_interval
 
 
 def measured(n: int, differing: int) -> Parity:
@@ -119,3 +119,21 @@ def test_no_bounds_pass() -> None:
 def test_bounds_out_of_range_are_refused(bounds: dict[str, float]) -> None:
     with pytest.raises(RecipeError, match=next(iter(bounds))):
         AcceptBounds(**bounds)
+
+
+def test_full_agreement_on_few_images_says_how_many_would_tell() -> None:
+    """All of ten agree: Wilson's interval clears 99.5 % from 765 images on, not from eleven."""
+    logits = np.eye(10)
+    (reason,) = judge(AcceptBounds(agreement_min=0.995), compare_outputs(logits, logits)).reasons
+    assert reason.passed
+    assert reason.certain is False
+    assert "cannot tell with n = 10: needs about 770 images" in reason.text
+    assert wilson_interval(770, 770)[0] > 0.995 > wilson_interval(760, 760)[0]
+
+
+def test_no_change_on_few_images_says_how_many_would_tell() -> None:
+    logits = np.eye(10)
+    parity = compare_outputs(logits, logits, np.arange(10))
+    (reason,) = judge(AcceptBounds(top1_delta_max=0.01), parity).reasons
+    assert reason.certain is False
+    assert "needs about 200 images" in reason.text
