@@ -16,6 +16,10 @@ _WITHOUT_GPU = "SM86"
 class TensorRtRtx(TensorRtTarget):
     """TensorRT for RTX GPUs, Turing or newer.
 
+    Seen with 1.7.1: for SM75 it takes no INT8 convolution and refuses to compile a float32 matrix product, so
+    that MobileNetV2 does not build there; and the next build of the same process has no INT8 convolution
+    either, whatever it is for. The coverage in the engine's details shows both.
+
     Args:
         compute_capability: Which GPUs the engine is for, such as ``"SM86"``; None means this machine's, or
             SM86 where there is none that it runs on. Recorded in the engine's details.
