@@ -86,6 +86,8 @@ def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
     module.eval()
     try:
         marked, input_name = _with_markers(module, input_shape)
+        with torch.no_grad():
+            output_shape = tuple(marked(torch.zeros(*input_shape, device=_device(module))).shape)
         buffer = io.BytesIO()
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")
@@ -116,6 +118,10 @@ def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
         for name, origin in canonicalize(graph).items()
     }
     result = graph.to_model()
+    # Behind a marker the exporter knows no shape where the output is not a plain layer's.
+    result.graph.output[0].CopyFrom(
+        onnx.helper.make_tensor_value_info(OUTPUT_NAME, onnx.TensorProto.FLOAT, output_shape)
+    )
     del result.opset_import[:]
     result.opset_import.append(onnx.helper.make_opsetid("", OPSET))
     onnx.checker.check_model(result, full_check=True)
