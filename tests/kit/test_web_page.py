@@ -258,7 +258,7 @@ def test_the_camera_is_classified_live(page: Page) -> None:
 
 @pytest.mark.slow
 def test_a_fifth_of_the_data_set_has_the_graphs_answers(page: Page, site: Path, data_folder: Path) -> None:
-    """First answers are those of the graph wherever they do not hang on a rounding; nearly all of the rest too."""
+    """First answers are those of the graph wherever they do not hang on a rounding."""
     paths = sorted((data_folder / "sign-digits").glob("*/*.JPG"))[::5]
     names = [f"{number:04}.jpg" for number in range(len(paths))]
     (site / "kit/split").mkdir()
@@ -291,8 +291,8 @@ def test_a_fifth_of_the_data_set_has_the_graphs_answers(page: Page, site: Path, 
     ranked = np.sort(exact, axis=1)
     clear = ranked[:, -1] - ranked[:, -2] > tolerance
     same = np.argmax(got, axis=1) == exact.argmax(axis=1)
-    assert np.all(same[clear])
-    assert same.mean() > 0.95
+    assert clear.sum() >= 20, "hardly an answer is clear enough to be compared"
+    assert np.all(same[clear]), f"all: {same.mean():.3f}, clear: {clear.mean():.3f}"
 
 
 def test_a_refused_camera_is_explained(page: Page) -> None:
