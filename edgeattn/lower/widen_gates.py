@@ -70,6 +70,8 @@ class WidenGates:
         small, other = shapes.get(node.input[index], ()), shapes.get(node.input[1 - index], ())
         if len(small) != 4 or len(other) != 4:
             return None
+        if max(small) == 1:
+            return None  # one value for the whole map (an expert's weight) is one long span already
         whole = tuple(max(pair) for pair in zip(small, other, strict=True))
         if small == whole or small[0] != whole[0] or whole[1] > self.max_channels:
             return None
