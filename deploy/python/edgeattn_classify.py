@@ -266,10 +266,13 @@ class Preprocessor:
         """Resize with Pillow's antialiased filters and crop around the centre: uint8 (size, size, 3)."""
         width, height = image.size
         new = self._resized(width, height)
-        if new[0] * new[1] > MAX_PIXELS:
+        # The larger of what the two steps below make.
+        if new[0] * max(height, new[1]) > MAX_PIXELS:
             raise ImageTooLarge(f"the image is too elongated: {width} x {height} would become {new}")
-        if new != (width, height):
-            image = image.resize(new, self._filter)
+        # Always the horizontal step first: Pillow 13 turns the order around for tall images, older ones do not.
+        for step in ((new[0], height), new):
+            if step != image.size:
+                image = image.resize(step, self._filter)
         # Half-way offsets round to even, as torchvision's CenterCrop does.
         left, top = round((new[0] - self.size) / 2), round((new[1] - self.size) / 2)
         if new != (self.size, self.size):

@@ -88,7 +88,8 @@ void Preprocessor::plan(int width, int height) {
         new_width = width <= height ? shorter : std::max(shorter, shorter * width / height);
         new_height = width <= height ? std::max(shorter, shorter * height / width) : shorter;
     }
-    if (new_width * new_height > EAK_MAX_IMAGE_PIXELS) {
+    // The larger of what the two passes make, as in training.
+    if (new_width * std::max<std::int64_t>(height, new_height) > EAK_MAX_IMAGE_PIXELS) {
         throw KitError(EAK_ERR_IMAGE, "An image of " + std::to_string(width) + " x " + std::to_string(height) +
                                           " pixels would become " + std::to_string(new_width) + " x " +
                                           std::to_string(new_height) + ": it is too elongated. Crop it.");
@@ -107,10 +108,9 @@ void Preprocessor::plan(int width, int height) {
         row_end_ = 0;
         for (std::size_t i = 0; i < side; ++i) row_end_ = std::max(row_end_, down_.first[i] + down_.count[i]);
         row_.assign(std::size_t(width) * 3 + kRowPadding, 0);
-        // Rounding to 8 bits between the two passes makes their order matter. Pillow 13 turns it around where the
-        // height shrinks by more than twice what the width does.
-        down_first_ = height > new_height_ && height - new_height_ > 2 * (width - new_width_);
-        middle_.assign(down_first_ ? 0 : side * 3 * std::size_t(row_end_ - row_begin_) + kRowPadding, 0);
+        // Rounding to 8 bits between the two passes makes their order matter: across, then down, as in training, whatever
+        // the shape. Pillow 13 turns it around for tall images when it is asked for both at once.
+        middle_.assign(side * 3 * std::size_t(row_end_ - row_begin_) + kRowPadding, 0);
     }
     pixels_.assign(side * side * 3 + kRowPadding, 0);
     width_ = width, height_ = height;
@@ -127,24 +127,10 @@ const std::uint8_t *Preprocessor::nearest(const std::uint8_t *rgb, std::size_t s
     return pixels_.data();
 }
 
-const std::uint8_t *Preprocessor::down_first(const std::uint8_t *rgb, std::size_t stride_bytes) {
-    const auto side = std::size_t(spec_.size), bytes = side * 3;
-    for (std::size_t y = 0; y < side; ++y) {
-        blend_rows(rgb + std::size_t(down_.first[y]) * stride_bytes, stride_bytes,
-                   down_.weights.data() + y * std::size_t(down_.taps), down_.count[y], std::size_t(width_) * 3,
-                   row_.data());
-        std::uint8_t *const out = pixels_.data() + y * bytes;
-        if (new_width_ == width_) std::memcpy(out, row_.data() + std::size_t(left_) * 3, bytes);
-        else resample_row(row_.data(), across_, out);
-    }
-    return pixels_.data();
-}
-
 const std::uint8_t *Preprocessor::resize_and_crop(const std::uint8_t *rgb, int width, int height,
                                                   std::size_t stride_bytes) {
     if (width != width_ || height != height_) plan(width, height);
     if (spec_.interpolation == Interpolation::nearest) return nearest(rgb, stride_bytes);
-    if (down_first_) return down_first(rgb, stride_bytes);
 
     const auto side = std::size_t(spec_.size), bytes = side * 3;
     for (int y = row_begin_; y < row_end_; ++y) {

@@ -28,7 +28,6 @@ private:
     static std::vector<int> nearest_axis(int in, int out, int from, int length);
     void plan(int width, int height);
     const std::uint8_t *nearest(const std::uint8_t *rgb, std::size_t stride_bytes);
-    const std::uint8_t *down_first(const std::uint8_t *rgb, std::size_t stride_bytes);
 
     Preprocess spec_;
     float table_[3][256];
@@ -36,7 +35,6 @@ private:
     int new_width_ = 0, new_height_ = 0, left_ = 0, top_ = 0;
     Axis across_, down_;
     std::vector<int> columns_, rows_;
-    bool down_first_ = false;                   ///< Resize columns before rows: Pillow does for tall images.
     int row_begin_ = 0, row_end_ = 0;           ///< Input rows that the output depends on.
     std::vector<std::uint8_t> row_, middle_, pixels_;
 };
