@@ -119,6 +119,26 @@ class Graph:
                     node.input[index] = new
         self.reindex()
 
+    def add(self, nodes: Iterable[NodeProto], place: int | None = None) -> None:
+        """Put nodes into the graph, at the end or before `place`, without indexing everything anew."""
+        new = list(nodes)
+        where = len(self.nodes) if place is None else place
+        self.nodes[where:where] = new
+        for node in new:
+            self.producer.update((name, node) for name in node.output if name)
+            for name in node.input:
+                if name:
+                    self.consumers.setdefault(name, []).append(node)
+
+    def reroute(self, old: str, new: str, nodes: Iterable[NodeProto]) -> None:
+        """Make indexed consumers of `old` read `new`: `replace_input` at the cost of these nodes only."""
+        for node in nodes:
+            for index, name in enumerate(node.input):
+                if name == old:
+                    node.input[index] = new
+                    self.consumers.setdefault(new, []).append(node)
+            self.consumers[old] = [user for user in self.consumers.get(old, []) if user is not node]
+
     def rename(self, names: Mapping[str, str]) -> None:
         """Rename tensors throughout; graph inputs and outputs keep their names."""
         fixed = set(self.input_names) | set(self.output_names)

@@ -81,16 +81,14 @@ def _quantize_constant(graph: Graph, name: str, scales: NDArray[np.float32]) -> 
     graph.constants[f"{name}.zero_point"] = np.zeros(scales.shape, np.int8)
     result = f"{name}.dequantized"
     users = list(graph.consumers[name])
-    graph.nodes.insert(
-        0,
-        helper.make_node(
-            "DequantizeLinear",
-            [f"{name}.quantized", f"{name}.scale", f"{name}.zero_point"],
-            [result],
-            axis=axis,
-        ),
+    dequantize = helper.make_node(
+        "DequantizeLinear",
+        [f"{name}.quantized", f"{name}.scale", f"{name}.zero_point"],
+        [result],
+        axis=axis,
     )
-    graph.replace_input(name, result, users)
+    graph.add([dequantize], place=0)
+    graph.reroute(name, result, users)
 
 
 def _channel_axis(graph: Graph, name: str) -> int:
@@ -117,11 +115,14 @@ def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> None:
         before = graph.producer.get(node.input[0])
         if before is None:
             return
-        graph.nodes.remove(node)
+        # By identity: comparing nodes compares all that they hold.
+        graph.nodes = [other for other in graph.nodes if other is not node]
         before.output[:] = [name if out == node.input[0] else out for out in before.output]
     elif keeps_high and low == 0.0 and node.op_type == "Clip":
-        place = graph.nodes.index(node)
+        place = next(index for index, other in enumerate(graph.nodes) if other is node)
         graph.nodes[place] = helper.make_node("Relu", [node.input[0]], [name], name=node.name)
+    else:
+        return
     graph.reindex()
 
 
@@ -139,10 +140,12 @@ def _insert_pair(graph: Graph, name: str, params: QuantParams) -> None:
     graph.constants[zero_point] = np.asarray(params.zero_point, params.dtype)
     users = list(graph.consumers.get(name, []))
     quantized, result = f"{name}.quantized", f"{name}.dequantized"
-    graph.nodes += [
-        helper.make_node("QuantizeLinear", [name, scale, zero_point], [quantized]),
-        helper.make_node("DequantizeLinear", [quantized, scale, zero_point], [result]),
-    ]
-    graph.replace_input(name, result, users)
+    graph.add(
+        [
+            helper.make_node("QuantizeLinear", [name, scale, zero_point], [quantized]),
+            helper.make_node("DequantizeLinear", [quantized, scale, zero_point], [result]),
+        ]
+    )
+    graph.reroute(name, result, users)
     if name in graph.output_names:
         raise ModelError(f"The plan quantizes the graph's output {name!r}; outputs stay float.")

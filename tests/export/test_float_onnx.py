@@ -6,9 +6,9 @@ import numpy as np
 import onnxruntime as ort
 import pytest
 import torch
+from attention_kinds import RECIPE_KINDS
 from export_networks import SHAPE, make_edge, make_images
 
-from edgeattn.attention import attentions
 from edgeattn.errors import ModelError
 from edgeattn.export.float_onnx import export_float, operation_names
 
@@ -18,7 +18,7 @@ def _run(model: object, image: np.ndarray) -> np.ndarray:  # type: ignore[type-a
     return session.run(None, {"input": image})[0]  # type: ignore[no-any-return]
 
 
-@pytest.mark.parametrize("kind", ["none", *attentions])
+@pytest.mark.parametrize("kind", ["none", *RECIPE_KINDS])
 def test_graph_computes_what_the_module_computes(kind: str) -> None:
     edge = make_edge(kind)
     export = export_float(edge, SHAPE)

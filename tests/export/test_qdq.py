@@ -10,6 +10,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
+from attention_kinds import RECIPE_KINDS
 from export_networks import SHAPE, make_edge, make_images
 from onnx import numpy_helper
 
@@ -48,7 +49,7 @@ def _tuned(kind: str):  # type: ignore[no-untyped-def]
 
 
 @pytest.mark.parametrize("make", [_planned, _tuned])
-@pytest.mark.parametrize("kind", ["none", *attentions])
+@pytest.mark.parametrize("kind", ["none", *RECIPE_KINDS])
 def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None:
     edge, export, plan = make(kind)
     for profile in PROFILES:
@@ -67,7 +68,7 @@ def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None
 
 OTHER_FORMS = [
     (kind, form)
-    for kind in attentions
+    for kind in RECIPE_KINDS
     for form in attentions.get(kind).edge_forms
     if form != attentions.get(kind).default_form
 ]
@@ -170,7 +171,7 @@ def test_s8_leaves_the_convolutions_branch_of_an_add_alone() -> None:
 
 
 def test_no_scalar_constant_is_quantized() -> None:
-    for kind in attentions:
+    for kind in RECIPE_KINDS:
         _, export, plan = _planned(kind)
         graph = Graph(emit_qdq(export.model, plan, "s8"))
         for node in graph.nodes:

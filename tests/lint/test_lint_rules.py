@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import onnx
 import pytest
+from attention_kinds import RECIPE_KINDS
 from attention_networks import pictures, quantized
 from onnx import TensorProto, helper, numpy_helper
 
-from edgeattn.attention import attentions
 from edgeattn.errors import RecipeError
 from edgeattn.lint import LINT_TARGETS, RULES, fix_graph, lint_graph, rules_for
 from edgeattn.lower import lower_model
@@ -291,7 +291,7 @@ def test_an_unknown_target_is_refused_with_the_known_ones() -> None:
     ("lint_target", "target", "profile"),
     [("tensorrt", "tensorrt-rtx", "s8"), ("openvino", "openvino-cpu", "u8"), ("ort", "ort-cpu", "u8")],
 )
-@pytest.mark.parametrize("kind", ["none", *attentions])
+@pytest.mark.parametrize("kind", ["none", *RECIPE_KINDS])
 def test_our_own_output_has_a_clean_bill(kind: str, lint_target: str, target: str, profile: Any) -> None:
     model = quantized(kind, profile, target=target)
     lowered, _ = lower_model(model, target)

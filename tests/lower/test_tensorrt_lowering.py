@@ -7,11 +7,11 @@ import json
 import numpy as np
 import onnx
 import pytest
+from attention_kinds import RECIPE_KINDS
 from attention_networks import pictures, planned, quantized
 from lowering_graphs import Builder, operators, run
 from onnx import helper
 
-from edgeattn.attention import attentions
 from edgeattn.errors import ModelError
 from edgeattn.export.extents import EXTENTS_KEY, attach_extents, read_extents
 from edgeattn.lower import lower_model
@@ -32,7 +32,7 @@ def sqnr_db(reference: np.ndarray, other: np.ndarray) -> float:
     return float(10 * np.log10((reference**2).sum() / max(((reference - other) ** 2).sum(), 1e-30)))
 
 
-@pytest.mark.parametrize("kind", ["none", *attentions])
+@pytest.mark.parametrize("kind", ["none", *RECIPE_KINDS])
 def test_every_attention_is_lowered_to_float16_gates_between_int8_layers(kind: str) -> None:
     model = quantized(kind)
     lowered, _ = lower_model(model, "tensorrt-rtx")
@@ -50,7 +50,7 @@ def test_every_attention_is_lowered_to_float16_gates_between_int8_layers(kind: s
     assert all(is_int8(graph, node) for node in outside)
 
 
-@pytest.mark.parametrize("kind", list(attentions))
+@pytest.mark.parametrize("kind", RECIPE_KINDS)
 def test_lowering_for_tensorrt_comes_nearer_to_the_float_network(kind: str) -> None:
     """Pairs inside gates round; float16 does not, at eight bits."""
     floating, _ = planned(kind)

@@ -10,6 +10,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from attention_kinds import RECIPE_KINDS
 from network_replicas import randomize
 from torch import nn
 
@@ -26,7 +27,7 @@ def network(kind: str, arch: str = "mobilenet_v2", *, identity: bool = False) ->
     return randomize(insert_attention(model, kind, identity=identity))
 
 
-@pytest.mark.parametrize("kind", attentions.names())
+@pytest.mark.parametrize("kind", RECIPE_KINDS)
 @pytest.mark.parametrize("materialize", [False, True])
 def test_every_form_equals_the_float_network(kind: str, materialize: bool) -> None:
     model = network(kind).double()
@@ -39,7 +40,7 @@ def test_every_form_equals_the_float_network(kind: str, materialize: bool) -> No
         assert float((edge(X.double()) - expected).detach().abs().max()) < 1e-9
 
 
-@pytest.mark.parametrize("kind", attentions.names())
+@pytest.mark.parametrize("kind", RECIPE_KINDS)
 def test_parameters_are_shared_under_the_same_keys(kind: str) -> None:
     model = network(kind)
     edge = to_edge_form(model, 40, 56)

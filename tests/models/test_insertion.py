@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from attention_kinds import RECIPE_KINDS
 from network_replicas import (
     FlatBlock,
     ReplicaMbConv,
@@ -17,7 +18,6 @@ from network_replicas import (
 )
 from torch import nn
 
-from edgeattn.attention import attentions
 from edgeattn.attention.base import Attention
 from edgeattn.errors import ModelError, RecipeError
 from edgeattn.models import absorb_gains, count_parameters, create_model, insert_attention, to_edge_form
@@ -75,7 +75,7 @@ def test_the_given_model_stays_as_it_is() -> None:
     assert set(before) <= set(changed.state_dict())
 
 
-@pytest.mark.parametrize("kind", attentions.names())
+@pytest.mark.parametrize("kind", RECIPE_KINDS)
 @pytest.mark.parametrize("where", ["hidden", "output"])
 @pytest.mark.parametrize("arch", ["mobilenet_v2", "efficientnet_b0", "efficientnet_lite0"])
 def test_identity_start_and_absorbing_move_nothing(arch: str, where: str, kind: str) -> None:
@@ -93,7 +93,7 @@ def test_identity_start_and_absorbing_move_nothing(arch: str, where: str, kind: 
         assert float((started(X) - expected).detach().abs().max()) <= (1e-5 if kind == "triplet" else 0.0)
 
 
-@pytest.mark.parametrize("kind", attentions.names())
+@pytest.mark.parametrize("kind", RECIPE_KINDS)
 def test_a_network_that_starts_as_identity_learns(kind: str) -> None:
     torch.manual_seed(0)
     model = insert_attention(small(), kind).train()
