@@ -163,21 +163,41 @@ class Graph:
         self.reindex()
 
     def sort(self) -> None:
-        """Put nodes in an order in which every input is computed before it is read."""
-        ready = set(self.constants) | set(self.input_names) | {""}
-        waiting, ordered = list(self.nodes), []
-        while waiting:
-            rest = []
-            for node in waiting:
-                if all(name in ready for name in node.input):
-                    ordered.append(node)
-                    ready.update(node.output)
-                else:
-                    rest.append(node)
-            if len(rest) == len(waiting):
-                raise ModelError(f"The graph has a cycle or a missing tensor near {rest[0].name!r}.")
-            waiting = rest
-        self.nodes = ordered
+        """Put nodes in an order in which every input is computed before it is read.
+
+        The order is that of reading the list again and again, each time taking the nodes that are ready: nodes
+        keep their places as far as they can.
+        """
+        place = {id(node): index for index, node in enumerate(self.nodes)}
+        source = {name: node for node in self.nodes for name in node.output if name}
+        given = set(self.constants) | set(self.input_names) | {""}
+        needs = {
+            id(node): [source[name] for name in node.input if name not in given and name in source]
+            for node in self.nodes
+        }
+        missing = [n for n in self.nodes if any(i not in given and i not in source for i in n.input)]
+        waiting = {key: len(before) for key, before in needs.items()}
+        users: dict[int, list[NodeProto]] = {}
+        for node in self.nodes:
+            for before in needs[id(node)]:
+                users.setdefault(id(before), []).append(node)
+        ready = [node for node in self.nodes if not waiting[id(node)]]
+        # In which reading a node's turn comes: one later than what stands behind it in the list.
+        turn = dict.fromkeys(place, 0)
+        done = 0
+        while ready:
+            node = ready.pop()
+            done += 1
+            for user in users.get(id(node), ()):
+                late = place[id(node)] > place[id(user)]
+                turn[id(user)] = max(turn[id(user)], turn[id(node)] + late)
+                waiting[id(user)] -= 1
+                if not waiting[id(user)]:
+                    ready.append(user)
+        stuck = missing or [node for node in self.nodes if waiting[id(node)]]
+        if stuck or done < len(self.nodes):
+            raise ModelError(f"The graph has a cycle or a missing tensor near {stuck[0].name!r}.")
+        self.nodes = sorted(self.nodes, key=lambda node: (turn[id(node)], place[id(node)]))
         self.reindex()
 
     def io_specs(self) -> tuple[tuple[IoSpec, ...], tuple[IoSpec, ...]]:

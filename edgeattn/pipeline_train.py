@@ -19,7 +19,13 @@ from edgeattn.attention.base import EdgeForm
 from edgeattn.data import CalibrationSet, DataSplits, load_calibration, load_dataset, materialize
 from edgeattn.data.image_set import ImageSet
 from edgeattn.export.artifacts import save_artifact
-from edgeattn.export.fake_quant import attach_fake_quant, attach_trainable, read_back, write_constants
+from edgeattn.export.fake_quant import (
+    attach_fake_quant,
+    attach_trainable,
+    fixed_biases,
+    read_back,
+    write_constants,
+)
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.selfcheck import CHECK_IMAGES, check_export
@@ -308,7 +314,14 @@ class _Preparation:
         ptq: PtqConfig,
         policy: GatePolicy,
     ) -> QuantPlan:
-        return make_plan(export.model, images, ptq, gate_regions(edge, policy), self._counter("ptq"))
+        return make_plan(
+            export.model,
+            images,
+            ptq,
+            gate_regions(edge, policy),
+            self._counter("ptq"),
+            fixed_biases(edge, export),
+        )
 
     def _slack(self, plan: QuantPlan, profiles: Sequence[Profile]) -> float:
         """Return by how much a plan keeps the bounds on agreement; below 0 where it misses one."""

@@ -32,6 +32,7 @@ __all__ = [
     "ObservedQuantizer",
     "attach_fake_quant",
     "attach_trainable",
+    "fixed_biases",
     "read_back",
     "write_constants",
 ]
@@ -211,16 +212,28 @@ def write_constants(module: nn.Module, export: FloatExport, adjusted: Graph) -> 
         )
         if not changed and not shifted:
             continue
-        layer = result.get_submodule(_module_path(origin.operation))
-        norm = result.get_submodule(_module_path(origin.norm)) if origin.norm else None
-        if not isinstance(getattr(layer, "weight", None), nn.Parameter):
+        # None where a form calls the convolution as a function, on a weight that it computes.
+        layer = dict(result.named_modules()).get(_module_path(origin.operation))
+        norm = dict(result.named_modules()).get(_module_path(origin.norm)) if origin.norm else None
+        own = layer is not None and isinstance(getattr(layer, "weight", None), nn.Parameter)
+        if not own and (changed or norm is None):
             raise ModelError(f"The weight of {origin.operation} is computed; it cannot be adjusted.")
         with torch.no_grad():
-            if changed:
+            if changed and layer is not None:
                 _write_weight(layer, adjusted.constants[name], origin.ratio)
             if origin.bias:
                 _write_bias(layer, norm, adjusted.constants[origin.bias], origin.ratio)
     return result
+
+
+def fixed_biases(module: nn.Module, export: FloatExport) -> frozenset[str]:
+    """Return the biases that `write_constants` cannot change: forms compute them, and no layer holds them."""
+    known = dict(module.named_modules())
+    return frozenset(
+        origin.bias
+        for origin in export.weights.values()
+        if origin.bias and _module_path(origin.norm or origin.operation) not in known
+    )
 
 
 def _write_weight(layer: nn.Module, weight: NDArray[np.float32], ratio: NDArray[np.float64]) -> None:
@@ -232,11 +245,14 @@ def _write_weight(layer: nn.Module, weight: NDArray[np.float32], ratio: NDArray[
 
 
 def _write_bias(
-    layer: nn.Module, norm: nn.Module | None, bias: NDArray[np.float32], ratio: NDArray[np.float64]
+    layer: nn.Module | None, norm: nn.Module | None, bias: NDArray[np.float32], ratio: NDArray[np.float64]
 ) -> None:
-    own = layer.bias.detach().double().numpy() if isinstance(layer.bias, nn.Parameter) else 0.0
-    if norm is None:
+    kept = getattr(layer, "bias", None)
+    own = kept.detach().double().numpy() if isinstance(kept, nn.Parameter) else 0.0
+    if norm is None and layer is not None:
         layer.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
+        return
+    if norm is None:
         return
     mean = norm.running_mean.double().numpy()  # type: ignore[operator]
     norm.bias.copy_(torch.from_numpy((bias - (own - mean) * ratio).astype(np.float32)))  # type: ignore[operator]

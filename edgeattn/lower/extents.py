@@ -98,7 +98,8 @@ def _convolved(graph: Graph, node: NodeProto, largest: float) -> float | None:
         return None
     axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
     rows = np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)).sum(axis=1)
-    return float(rows.max() * largest + np.abs(bias).max(initial=0.0))
+    # In Python's floats: bounds of a deep graph go beyond float32.
+    return float(rows.max()) * largest + float(np.abs(bias).max(initial=0.0))
 
 
 def _weight(graph: Graph, name: str) -> Array | None:

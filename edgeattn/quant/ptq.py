@@ -49,6 +49,7 @@ def make_plan(
     config: PtqConfig,
     gates: Sequence[GateRegion] = (),
     progress: Progress | None = None,
+    fixed_biases: frozenset[str] = frozenset(),
 ) -> QuantPlan:
     """Calibrate a canonical fp32 graph, step by step from the cheapest on.
 
@@ -62,6 +63,7 @@ def make_plan(
         config: Estimator, steps and bounds.
         gates: Attention modules and their policies.
         progress: Called with (done, total).
+        fixed_biases: Biases that nothing may shift, because the module behind the graph computes them.
 
     Raises:
         DataError: If there is no image, or the network becomes NaN or infinite on one.
@@ -86,7 +88,7 @@ def make_plan(
     ladder = [meter.step(f"ranges: {config.range_estimator}", plan, seconds)]
     if config.nncf and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
-        changed = _with_nncf(plan, model, place, images, config)
+        changed = _with_nncf(plan, model, place, images, config, fixed_biases)
         plan = _climb(ladder, meter, "NNCF", plan, changed, start)
     if config.equalization and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
@@ -108,7 +110,9 @@ def make_plan(
             break
         start = time.perf_counter()
         part = counter.part(TUNING_SHARE)
-        changed = tune_plan(graph, plan, profile, place, learned_from, config.tuning_steps, part)
+        changed = tune_plan(
+            graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed_biases
+        )
         before = plan
         plan = _climb(ladder, meter, f"tuning of biases and ranges: {profile}", plan, changed, start)
         tuned = tuned or plan is not before
@@ -204,12 +208,18 @@ def _with_ranges(
 
 
 def _with_nncf(
-    plan: QuantPlan, model: ModelProto, place: Placement, images: Images, config: PtqConfig
+    plan: QuantPlan,
+    model: ModelProto,
+    place: Placement,
+    images: Images,
+    config: PtqConfig,
+    fixed_biases: frozenset[str],
 ) -> QuantPlan:
     """Return the plan with what NNCF decides; tensors that it leaves in float keep their ranges."""
     decisions = quantize_with_nncf(model, images, bias_correction=config.bias_correction)
     adjusted = Graph(model)
     apply_channel_scales(adjusted, decisions.channel_scales)
+    shift = {name: value for name, value in decisions.bias_shift.items() if name not in fixed_biases}
     found = {name: (item.low, item.high, item.limit) for name, item in plan.activations.items()}
     for name, (low, high) in decisions.ranges.items():
         if name in found and high > low:
@@ -221,7 +231,7 @@ def _with_nncf(
             "activations": _activations(adjusted, place, found),
             "weights": _weight_scales(adjusted, place),
             "channel_scales": decisions.channel_scales,
-            "bias_shift": dict.fromkeys(PROFILES, decisions.bias_shift) if decisions.bias_shift else {},
+            "bias_shift": dict.fromkeys(PROFILES, shift) if shift else {},
         }
     )
 

@@ -46,6 +46,7 @@ def tune_plan(
     images: Sequence[NDArray[np.float32]],
     steps: int,
     progress: Callable[[int, int], None] | None = None,
+    fixed_biases: frozenset[str] = frozenset(),
 ) -> QuantPlan:
     """Return the plan with other biases and ranges for `profile`.
 
@@ -60,11 +61,16 @@ def tune_plan(
         images: Arrays (1, C, H, W).
         steps: Number of batches to learn from.
         progress: Called with (done, total) steps.
+        fixed_biases: Biases to leave as they are.
     """
     teacher, student = TorchGraph(graph), simulated(graph, plan, profile, place.weights)
     batches = batches_of(teacher, images, BATCH)
     spread = _output_spread(teacher, batches[0])
-    origin = {name: student.constants[name] for name in _biases(student.graph, plan) if name in spread}
+    origin = {
+        name: student.constants[name]
+        for name in _biases(student.graph, plan)
+        if name in spread and name not in fixed_biases
+    }
     shifts = {name: torch.zeros_like(value, requires_grad=True) for name, value in origin.items()}
     widths = _Widths(student.graph, plan, profile, place)
     quantizers = quantizers_of(plan, profile) | widths.quantizers()

@@ -74,7 +74,11 @@ class Worker:
             for array in feeds.values():
                 stdin.write(np.ascontiguousarray(array, dtype="<f4").tobytes())
             stdin.flush()
-        except OSError as exc:
+        except BrokenPipeError:
+            # It ended, perhaps after it said why: reading tells. What is buffered has no reader any more.
+            with contextlib.suppress(OSError):
+                self._process.stdin.close()  # type: ignore[union-attr]
+        except (OSError, ValueError) as exc:
             raise self._ended() from exc
         answer = self._answer(_ANSWER_SECONDS)
         shapes = answer.get("outputs")

@@ -16,7 +16,13 @@ from onnx import numpy_helper
 
 from edgeattn.attention import attentions
 from edgeattn.errors import ModelError, ParityError
-from edgeattn.export.fake_quant import attach_fake_quant, attach_trainable, read_back, write_constants
+from edgeattn.export.fake_quant import (
+    attach_fake_quant,
+    attach_trainable,
+    fixed_biases,
+    read_back,
+    write_constants,
+)
 from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.selfcheck import check_export
@@ -29,15 +35,17 @@ from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
 FAST = PtqConfig(tuning_steps=0, bias_correction=False)
-TUNED = PtqConfig(tuning_steps=2)
 QUICK = FAST.model_copy(update={"nncf": False, "importance": False, "equalization": False})
+# The whole ladder once, for the bare network; what is emitted does not depend on who found the ranges.
+TUNED = QUICK.model_copy(update={"tuning_steps": 2, "equalization": True})
 
 
 @functools.cache
 def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-def]
     edge = make_edge(kind, arch)
     export = export_float(edge, SHAPE)
-    plan = make_plan(export.model, make_images(16), FAST, gate_regions(edge, "int8"))
+    config = FAST if kind == "none" else QUICK
+    plan = make_plan(export.model, make_images(16), config, gate_regions(edge, "int8"))
     return edge, export, plan
 
 
@@ -45,7 +53,9 @@ def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-
 def _tuned(kind: str):  # type: ignore[no-untyped-def]
     edge = make_edge(kind, materialize=True)
     export = export_float(edge, SHAPE)
-    return edge, export, make_plan(export.model, make_images(16), TUNED, gate_regions(edge, "int8"))
+    fixed = fixed_biases(edge, export)
+    gates = gate_regions(edge, "int8")
+    return edge, export, make_plan(export.model, make_images(16), TUNED, gates, fixed_biases=fixed)
 
 
 @pytest.mark.parametrize("make", [_planned, _tuned])

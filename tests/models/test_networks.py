@@ -9,9 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from attention_kinds import RECIPE_KINDS
 from PIL import Image
 
-from edgeattn.attention import attentions
 from edgeattn.errors import RecipeError
 from edgeattn.models import (
     architectures,
@@ -134,7 +134,7 @@ def test_imagenet_weights_classify() -> None:
         assert int((model(images).argmax(1) == labels).sum()) >= 7
 
 
-@pytest.mark.parametrize("kind", attentions.names())
+@pytest.mark.parametrize("kind", RECIPE_KINDS)
 def test_identity_start_does_not_move_a_trained_network(kind: str) -> None:
     folder = data_folder()
     model = create_model("mobilenet_v2", num_classes=1000).eval()

@@ -17,7 +17,7 @@ from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.plan import QuantPlan
 from edgeattn.quant.ptq import make_plan
 
-QUICK = PtqConfig(tuning_steps=0)
+QUICK = PtqConfig(tuning_steps=0, headroom="none")
 
 
 def test_only_tensors_between_unpadded_layers_with_biases_fold() -> None:

@@ -16,7 +16,12 @@ from edgeattn.quant.ptq import make_plan
 
 # Ranges that cut three values of a hundred lose against NNCF's, so the plan is NNCF's.
 ONLY_NNCF = PtqConfig(
-    range_estimator="percentile", percentile=97, equalization=False, importance=False, tuning_steps=0
+    headroom="none",
+    range_estimator="percentile",
+    percentile=97,
+    equalization=False,
+    importance=False,
+    tuning_steps=0,
 )
 
 

@@ -45,7 +45,7 @@ def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
 
 @pytest.mark.parametrize("bounds", [{"stop_at_sqnr_db": 1.0}, {"stop_at_agreement": 0.0}])
 def test_steps_end_once_the_bound_is_met(bounds: dict[str, float]) -> None:
-    plan = make_plan(inverted_residual(), pictures(8), PtqConfig(**bounds))
+    plan = make_plan(inverted_residual(), pictures(8), PtqConfig(headroom="none", **bounds))
     assert len(plan.ladder) == 1
     assert not plan.channel_scales
 
