@@ -5,7 +5,8 @@ VENV ?= .venv
 # Added to every pip call: for example the index that PyTorch's installation page names for CPU builds.
 PIP_FLAGS ?=
 # Added to pytest: for example `make test PYTEST_FLAGS="-m slow"`.
-PYTEST_FLAGS ?= -n auto
+# A file stays on one worker: its networks, kits and browser are made once.
+PYTEST_FLAGS ?= -n auto --dist loadfile
 
 BIN := $(VENV)/bin
 RUN_STAMP := $(VENV)/.edgeattn-run

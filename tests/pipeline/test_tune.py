@@ -118,7 +118,7 @@ def test_a_target_that_can_neither_run_nor_build_is_refused_with_its_reason(tmp_
         tune(recipe(), target="tensorrt", store=TuningStore(tmp_path))
 
 
-@pytest.mark.parametrize(("bound", "tried"), [(0.0, 1), (1.0, 3)])
+@pytest.mark.parametrize(("bound", "tried"), [(0.0, 1), pytest.param(1.0, 3, marks=pytest.mark.slow)])
 def test_a_run_takes_the_fastest_policy_that_keeps_the_bound(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bound: float, tried: int
 ) -> None:
