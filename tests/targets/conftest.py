@@ -11,11 +11,11 @@ import onnx
 import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
+from target_shapes import SHAPE
 
 from edgeattn.artifact import IoSpec, OnnxArtifact, sha256_of_file
 from edgeattn.targets import Engine, get_target
 
-SHAPE = (1, 3, 8, 8)
 CHANNELS = 16
 ZERO_POINTS: dict[str, tuple[type[np.generic], int]] = {"u8": (np.uint8, 128), "s8": (np.int8, 0)}
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import SHAPE
 from numpy.typing import NDArray
+from target_shapes import SHAPE
 
 from edgeattn.artifact import IoSpec, OnnxArtifact
 from edgeattn.errors import ArtifactError, ModelError, RecipeError, TargetUnavailable

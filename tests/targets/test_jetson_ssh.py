@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import SHAPE
 from numpy.typing import NDArray
 from ssh_device import SshDevice
+from target_shapes import SHAPE
 
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import ArtifactError, ModelError, RecipeError, TargetUnavailable
