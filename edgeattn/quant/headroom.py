@@ -14,7 +14,7 @@ Depthwise kernels of both runtimes sum in 32 bits and need no room.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -121,16 +121,21 @@ def saturating_product(columns: torch.Tensor, weights: torch.Tensor) -> torch.Te
     Returns:
         (P, O).
     """
+    result = torch.zeros(len(columns), len(weights))
+    for pairs in _pair_sums(columns, weights):
+        result += pairs.clamp_(-PAIR_LIMIT - 1, PAIR_LIMIT).sum(0)
+    return result
+
+
+def _pair_sums(columns: torch.Tensor, weights: torch.Tensor) -> Iterator[torch.Tensor]:
+    """Yield (pairs, P, O), a part of the pairs at a time: what each pair of neighbours adds up to."""
     if columns.shape[1] % 2:
         columns, weights = F.pad(columns, (0, 1)), F.pad(weights, (0, 1))
     left = columns.T.reshape(-1, 2, len(columns)).transpose(1, 2)
     right = weights.T.reshape(-1, 2, len(weights))
     chunk = max(1, _CHUNK // (len(columns) * len(weights)))
-    result = torch.zeros(len(columns), len(weights))
     for start in range(0, len(left), chunk):
-        pairs = torch.bmm(left[start : start + chunk], right[start : start + chunk])
-        result += pairs.clamp_(-PAIR_LIMIT - 1, PAIR_LIMIT).sum(0)
-    return result
+        yield torch.bmm(left[start : start + chunk], right[start : start + chunk])
 
 
 def _best_factors(
@@ -145,7 +150,6 @@ def _best_factors(
         zero_point: Of the activations.
     """
     factors = np.ones(len(rows))
-    errors = np.zeros(len(rows))
     needed = np.ones(len(rows))
     for order in columns:
         integers = _in_order(quantize_weight(rows, scales), order)
@@ -173,14 +177,8 @@ def _best_factors(
 
 def _largest_pairs(order: torch.Tensor, weights: torch.Tensor) -> NDArray[np.float64]:
     """Return the largest magnitude of a pair's sum by output channel."""
-    if order.shape[1] % 2:
-        order, weights = F.pad(order, (0, 1)), F.pad(weights, (0, 1))
     result = torch.zeros(len(weights))
-    left = order.T.reshape(-1, 2, len(order)).transpose(1, 2)
-    right = weights.T.reshape(-1, 2, len(weights))
-    chunk = max(1, _CHUNK // (len(order) * len(weights)))
-    for start in range(0, len(left), chunk):
-        pairs = torch.bmm(left[start : start + chunk], right[start : start + chunk])
+    for pairs in _pair_sums(order, weights):
         result = torch.maximum(result, pairs.abs_().amax(dim=(0, 1)))
     return result.double().numpy()
 
