@@ -79,8 +79,8 @@ class CoordinateAttention(Attention):
         return _ConcatCoord(self, height, width, form)
 
 
-class _CoordEdge(EdgeForm):
-    """What both edge forms hold: pools, the shared layers, one sigmoid for each direction."""
+class _CoordLayers(EdgeForm):
+    """What all edge forms hold: pools and the shared layers."""
 
     def __init__(self, source: CoordinateAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
@@ -92,6 +92,13 @@ class _CoordEdge(EdgeForm):
         self.act = source.act
         self.conv2 = source.conv2
         self.conv3 = source.conv3
+
+
+class _CoordEdge(_CoordLayers):
+    """With one sigmoid for each direction."""
+
+    def __init__(self, source: CoordinateAttention, height: int, width: int, form: str) -> None:
+        super().__init__(source, height, width, form)
         self.sigmoid_h = nn.Sigmoid()
         self.sigmoid_w = nn.Sigmoid()
 
@@ -142,7 +149,7 @@ class _ConcatCoord(_CoordEdge):
         return self._gate(x, rows, columns)
 
 
-class _JointCoord(EdgeForm):
+class _JointCoord(_CoordLayers):
     """Both gates from one convolution with stacked weights over the joined maps, and cut out behind it.
 
     Half of what that convolution computes is thrown away; it works on H + W positions only, and two kernels
@@ -151,14 +158,6 @@ class _JointCoord(EdgeForm):
 
     def __init__(self, source: CoordinateAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
-        pooled = not form.endswith("_mean")
-        self.pool_h = make_average(pooled, None, width)
-        self.pool_w = make_average(pooled, height, None)
-        self.conv1 = source.conv1
-        self.bn1 = source.bn1
-        self.act = source.act
-        self.conv2 = source.conv2
-        self.conv3 = source.conv3
         self.conv = StackedConv(self.conv2, self.conv3)
         self.sigmoid = nn.Sigmoid()
 

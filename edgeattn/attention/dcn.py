@@ -6,9 +6,8 @@ that starts at zero gives offsets and m, so that the layer starts as the plain c
 Shapes: (N, C, H, W) -> (N, C_out, H', W'); offsets (N, 2 K K, H', W') as (dy, dx) pairs; m (N, K K, H', W').
 
 The layer is computed as one GridSample to a map (N, C, K H', K W') that holds the K x K taps of every output
-beside each other, one product, and an ordinary K x K convolution with stride K. The convolution is INT8
-everywhere; ONNX's own DeformConv (opset 19) has no INT8 kernel in ONNX Runtime or OpenVINO, and no importer in
-TensorRT.
+beside each other, one product, and an ordinary K x K convolution with stride K, so that no runtime needs a kernel
+for ONNX's own DeformConv (opset 19), and the convolution runs in INT8 wherever convolutions do.
 
 Deviations: one group of offsets for all channels; no dilation.
 """
