@@ -12,6 +12,7 @@ from __future__ import annotations
 import copy as copying
 import dataclasses
 import math
+import types
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -299,11 +300,13 @@ def _trainable(
     from nncf.common.quantization.structs import QuantizationScheme
     from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
     from nncf.torch.quantization.layers import PTQuantizerSpec, SymmetricQuantizer
-    from nncf.torch.quantization.reference import ReferenceQuantizedFunctions
+    from nncf.torch.quantization.reference import torch_executor
 
-    # NNCF would compile C++ on first use: half a minute, a compiler needed, and no faster here than its
-    # own torch operations. With these, training is also the same on every machine.
-    QuantizedFunctionsCPU._loaded_namespace = ReferenceQuantizedFunctions
+    # NNCF would compile on first use, C++ or through torch.compile: a minute or two where a compiler is, other
+    # roundings where none is. Its own torch operations as they are train the same on every machine.
+    QuantizedFunctionsCPU._loaded_namespace = types.SimpleNamespace(
+        Quantize_forward=torch_executor.forward, Quantize_backward=torch_executor.backward
+    )
     quantizer: nn.Module = SymmetricQuantizer(
         PTQuantizerSpec(
             num_bits=8,
