@@ -265,8 +265,10 @@ class SshTransport:
             command = ["sftp", "-q", "-b", stream.name, *self._options, "--", self.host]
             # A transfer says nothing while it goes on; a dead link is noticed by the keep-alive.
             code, said = run_process(command, None, 3600.0)
-        # sftp ends with 1 as well when its ssh lost the link.
-        if code == 255 or (code and _LINK_LOST.search(said)):
+        # When its ssh lost the link, sftp ends with 1 as well, is killed by SIGPIPE, or echoes its command and ends
+        # without a reason, whichever comes first.
+        silent = _last(said).rpartition(" / ")[2].startswith("sftp> ")
+        if code == 255 or code < 0 or (code and (silent or _LINK_LOST.search(said))):
             raise self._explain(said)
         if code:
             raise TargetUnavailable(f"sftp to {self.host} failed: {_last(said)}.")
@@ -303,7 +305,7 @@ class SshTransport:
             return TargetUnavailable(
                 f"{host} accepts none of your keys ({text}). Passwords are never asked for: ssh-copy-id {host}"
             )
-        if "Could not resolve" in said or "Bad configuration option" in said or "No such file" in said:
+        if "Could not resolve" in said or "Bad configuration option" in said or "Can't open user config" in said:
             return TargetUnavailable(f"There is no way to {host}: {text}. Check the name and ~/.ssh/config.")
         return LinkDropped(f"The connection to {host} failed: {text or 'ssh gave no reason'}.")
 

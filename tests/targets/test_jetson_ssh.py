@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import ArtifactError, ModelError, RecipeError, TargetUnavailable
 from edgeattn.measure import run_session
 from edgeattn.targets import Engine, TimingPlan, get_target, load_engine, save_engine
-from edgeattn.targets._device_jobs import DeviceJobs
+from edgeattn.targets._device_jobs import DeviceJobs, kit_program
 from edgeattn.targets._processes import LinkDropped
 from edgeattn.targets._transport import SshTransport
 from edgeattn.targets.base import session_properties
@@ -162,11 +163,11 @@ def test_a_killed_job_goes_on_behind_its_last_step(
     assert "the engine was there" in heard.notes
 
 
-def test_another_boot_makes_an_old_process_number_mean_nothing(
-    device: SshDevice, engine: Engine, tmp_path: Path
-) -> None:
+def test_another_boot_makes_an_old_process_number_mean_nothing(tmp_path: Path) -> None:
     """A restarted device may give the number to another process."""
-    (run,) = device.home.glob("*/run.py")
+    for name, file in kit_program().items():
+        shutil.copy(file, tmp_path / name)
+    run = tmp_path / "run.py"
     own = Path(f"/proc/{os.getpid()}/stat").read_text().rpartition(")")[2].split()[19]
     boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
     (tmp_path / "job.json").write_text("{}")
@@ -202,6 +203,26 @@ def test_a_transfer_that_was_cut_is_gone_on_with(device: SshDevice, tmp_path: Pa
     assert transport.get(f"{folder}/big.bin", len(data)) == data
     with pytest.raises(TargetUnavailable, match="larger than"):
         transport.get(f"{folder}/big.bin", len(data) - 1)
+
+
+@pytest.mark.parametrize(
+    "ending",
+    ["kill -PIPE $$", "exit 1", 'echo "remote delete /x/big.bin: No such file or directory"; kill -PIPE $$'],
+)
+def test_an_sftp_that_ends_without_a_reason_has_lost_its_link(
+    device: SshDevice, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, ending: str
+) -> None:
+    """Which of these happens when the wire is cut is up to the scheduler, so each is played."""
+    programs = tmp_path / "programs"
+    programs.mkdir()
+    (programs / "sftp").write_text(f"#!/bin/sh\necho 'sftp> put x y.part'\n{ending}\n")
+    (programs / "sftp").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(LinkDropped):
+        SshTransport("device", config=device.config).put(
+            {"file": tmp_path / "file"}, str(device.home / "lost")
+        )
 
 
 def test_a_full_disk_is_named_and_nothing_is_left_half_written(device: SshDevice, tmp_path: Path) -> None:
