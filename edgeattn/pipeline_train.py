@@ -41,10 +41,9 @@ from edgeattn.progress import Progress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import GatePolicy, PtqConfig
 from edgeattn.quant.gates import gate_regions
-from edgeattn.quant.headroom import leave_headroom
 from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import Profile, QuantPlan
-from edgeattn.quant.ptq import HEADROOM_IMAGES, make_plan
+from edgeattn.quant.ptq import fit_to_kernels, make_plan
 from edgeattn.recipe import Recipe
 from edgeattn.report import Fp32Result, LayerResult
 from edgeattn.targets import get_target
@@ -246,11 +245,8 @@ class _Preparation:
             student.eval()
             trained = export_float(student, shape)
             learned = read_back(quantized, trained, plan, placement)
-            headroom = recipe.quant.ptq.headroom
-            if headroom != "none":
-                chosen = images[:: max(1, len(images) // HEADROOM_IMAGES)]
-                graph = Graph(trained.model)
-                learned = leave_headroom(learned, graph, placement, chosen, proven=headroom == "proven").plan
+            graph, fixed = Graph(trained.model), fixed_biases(student, trained)
+            learned = fit_to_kernels(learned, graph, placement, images, recipe.quant.ptq, fixed)
             learned.save(folder / "plan.json")
             save_weights(student, folder / "qat.safetensors")
             return {"history": history_of(result, "qat")}

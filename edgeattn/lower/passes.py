@@ -11,13 +11,14 @@ from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
+from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.widen_gates import WidenGates
 
 __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
-_OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates())
+_OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates(), RoundBranches())
 _TENSORRT: tuple[LoweringPass, ...] = (FloatGates(), AlignChannels(), HalfRemainder())
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {

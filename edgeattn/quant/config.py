@@ -52,6 +52,14 @@ class PtqConfig(BaseModel):
             "can saturate. none: every CPU that runs the result has VNNI, or is no x86."
         ),
     ] = "measured"
+    exact: Annotated[
+        bool,
+        Field(
+            description="Choose scales, zero points and biases with which CPU runtimes have nothing to round on the way "
+            "to an integer: ONNX Runtime, OpenVINO and the reference then give the same integers, on every CPU. Costs "
+            "a fraction of a bit of some ranges; includes headroom that is proven."
+        ),
+    ] = False
     tuning_steps: Annotated[
         int,
         Field(

@@ -29,6 +29,8 @@ from edgeattn.onnx_graph import Graph, attribute
 __all__ = ["ChannelGroup", "apply_channel_scales", "channel_scales", "find_groups"]
 
 LARGEST_GAIN = 64.0
+_CHANNELWISE = ("AveragePool", "GlobalAveragePool", "Flatten")
+"""Means of a channel's own values, and what only renames them: a factor passes through."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,7 +41,8 @@ class ChannelGroup:
         name: The first of the tensors, in graph order.
         tensors: All tensors that keep the channels' scaling.
         writers: Weights and biases of the convolutions that write them (bias may be empty).
-        readers: Weights of the convolutions that read them, and whether each is depthwise.
+        readers: Weights of the layers that read them, and whether each is a depthwise convolution. The input
+            channels of the others are their second axis.
     """
 
     name: str
@@ -99,8 +102,10 @@ def apply_channel_scales(graph: Graph, scales: Mapping[str, Sequence[float]]) ->
             if bias:
                 graph.constants[bias] = (graph.constants[bias] / factor).astype(np.float32)
         for weight, depthwise in group.readers:
-            shape = (-1, 1, 1, 1) if depthwise else (1, -1, 1, 1)
-            graph.constants[weight] = (graph.constants[weight] * factor.reshape(shape)).astype(np.float32)
+            value = graph.constants[weight]
+            axis = 0 if depthwise else 1
+            shape = [-1 if dim == axis else 1 for dim in range(value.ndim)]
+            graph.constants[weight] = (value * factor.reshape(shape)).astype(np.float32)
 
 
 def _grow(graph: Graph, start: str) -> ChannelGroup | None:
@@ -120,7 +125,7 @@ def _grow(graph: Graph, start: str) -> ChannelGroup | None:
             writers[source.input[1]] = source.input[2] if len(source.input) > 2 else ""
         elif source.op_type == "Add" and not any(item in graph.constants for item in source.input):
             pending += source.input
-        elif _is_scalable_activation(graph, source):
+        elif _is_scalable_activation(graph, source) or source.op_type in _CHANNELWISE:
             pending.append(source.input[0])
         else:
             return None
@@ -131,7 +136,11 @@ def _grow(graph: Graph, start: str) -> ChannelGroup | None:
                 if not depthwise and groups != 1:
                     return None
                 readers[user.input[1]] = depthwise
-            elif user.op_type == "Add" or _is_scalable_activation(graph, user):
+            elif user.op_type == "Gemm" and user.input[0] == name and _is_own(graph, user):
+                if attribute(user, "transA", 0) or not attribute(user, "transB", 0):
+                    return None
+                readers[user.input[1]] = False
+            elif user.op_type in ("Add", *_CHANNELWISE) or _is_scalable_activation(graph, user):
                 pending.append(user.output[0])
             else:
                 return None

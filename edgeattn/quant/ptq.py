@@ -20,6 +20,7 @@ from edgeattn.quant.calibrate import (
 )
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.exact_grids import exact_grids, whole_biases
 from edgeattn.quant.extents import with_extents
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.headroom import leave_headroom
@@ -30,11 +31,12 @@ from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, QuantPlan
 from edgeattn.quant.simulation import PlanMeter
 from edgeattn.quant.tuning import tune_plan
 
-__all__ = ["HEADROOM_IMAGES", "GateRegion", "make_plan"]
+__all__ = ["GateRegion", "fit_to_kernels", "make_plan"]
 
 MEASURED_IMAGES = 32
 WEIGHED_IMAGES = 64
 HEADROOM_IMAGES = 64
+EXACT_IMAGES = 16
 LEAST_MEASURED = 8
 RANGES_SHARE, TUNING_SHARE = 0.1, 0.4
 FULL_STRENGTH = 1.0
@@ -54,8 +56,8 @@ def make_plan(
     """Calibrate a canonical fp32 graph, step by step from the cheapest on.
 
     A step stays only where it brings both profiles' logits nearer to the float graph's, summed in dB, on
-    calibration images. Steps end early once the bounds in `config` are met. Headroom always stays: what it
-    prevents happens in x86 kernels, which the measurement here does not imitate.
+    calibration images. Steps end early once the bounds in `config` are met. Headroom and exact grids always stay:
+    what they prevent happens in kernels, which the measurement here does not imitate.
 
     Args:
         model: Canonical fp32 ONNX, one input, batch 1.
@@ -102,7 +104,12 @@ def make_plan(
         chosen = _spread(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
-    plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
+    if config.exact:
+        start = time.perf_counter()
+        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES))
+        ladder.append(meter.step("exact grids", plan, time.perf_counter() - start))
+    else:
+        plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
     tuned = False
     # u8 first: profile s8 takes some of its grids over.
     for profile in reversed(PROFILES) if config.tuning_steps else ():
@@ -110,17 +117,55 @@ def make_plan(
             break
         start = time.perf_counter()
         part = counter.part(TUNING_SHARE)
+        # Exact grids stay as they are: only u8 has them.
+        ranges = not (config.exact and profile == "u8")
         changed = tune_plan(
-            graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed_biases
+            graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed_biases, ranges=ranges
         )
         before = plan
         plan = _climb(ladder, meter, f"tuning of biases and ranges: {profile}", plan, changed, start)
         tuned = tuned or plan is not before
-    if tuned:
+    if config.exact:
+        start = time.perf_counter()
+        plan = whole_biases(plan, graph, place)
+        ladder.append(meter.step("biases of whole steps", plan, time.perf_counter() - start))
+    elif tuned:
         # Other ranges, other integers.
         plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
     counter.finish()
     return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)
+
+
+def fit_to_kernels(
+    plan: QuantPlan,
+    graph: Graph,
+    place: Placement,
+    images: Images,
+    config: PtqConfig,
+    fixed_biases: frozenset[str] = frozenset(),
+) -> QuantPlan:
+    """Return a trained plan with headroom, or on exact grids, as `make_plan` leaves one.
+
+    Args:
+        plan: Complete plan.
+        graph: Canonical fp32 graph that it belongs to.
+        place: Which ranges are fixed or another tensor's; the axes of the weights.
+        images: Calibration batches (1, C, H, W).
+        config: What is wanted, and from how many batches biases are tuned to new grids.
+        fixed_biases: Biases that nothing may shift.
+    """
+    if config.exact:
+        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES))
+        for profile in reversed(PROFILES) if config.tuning_steps else ():
+            steps = config.tuning_steps
+            plan = tune_plan(
+                graph, plan, profile, place, images, steps, fixed_biases=fixed_biases, ranges=False
+            )
+        return whole_biases(plan, graph, place)
+    if config.headroom == "none":
+        return plan
+    chosen = _spread(images, HEADROOM_IMAGES)
+    return leave_headroom(plan, graph, place, chosen, proven=config.headroom == "proven").plan
 
 
 def _climb(

@@ -47,6 +47,8 @@ def tune_plan(
     steps: int,
     progress: Callable[[int, int], None] | None = None,
     fixed_biases: frozenset[str] = frozenset(),
+    *,
+    ranges: bool = True,
 ) -> QuantPlan:
     """Return the plan with other biases and ranges for `profile`.
 
@@ -62,6 +64,7 @@ def tune_plan(
         steps: Number of batches to learn from.
         progress: Called with (done, total) steps.
         fixed_biases: Biases to leave as they are.
+        ranges: Whether ranges are tuned, too.
     """
     teacher, student = TorchGraph(graph), simulated(graph, plan, profile, place.weights)
     batches = batches_of(teacher, images, BATCH)
@@ -72,7 +75,7 @@ def tune_plan(
         if name in spread and name not in fixed_biases
     }
     shifts = {name: torch.zeros_like(value, requires_grad=True) for name, value in origin.items()}
-    widths = _Widths(student.graph, plan, profile, place)
+    widths = _Widths(student.graph, plan, profile, place, learned=ranges)
     quantizers = quantizers_of(plan, profile) | widths.quantizers()
     # Each image also as its mirror image, with its own answer: twice the data to learn from.
     batches += [channels_last(batch.flip(-1)) for batch in batches if batch.ndim == 4]
@@ -117,12 +120,15 @@ class _Widths:
     the clip would have to stay, and they compute both in float32: so none widens beyond its clip.
     """
 
-    def __init__(self, graph: Graph, plan: QuantPlan, profile: Profile, place: Placement) -> None:
+    def __init__(
+        self, graph: Graph, plan: QuantPlan, profile: Profile, place: Placement, *, learned: bool
+    ) -> None:
         self._plan, self._profile = plan, profile
         self.values = {
             name: torch.zeros((), requires_grad=True)
             for name, item in plan.activations.items()
-            if name not in place.fixed
+            if learned
+            and name not in place.fixed
             and name not in place.same_range
             and item.is_quantized(profile)
             and not (profile == "s8" and item.folds_zero_point)

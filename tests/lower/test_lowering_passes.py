@@ -18,6 +18,7 @@ from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.passes import PASSES
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
+from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.widen_gates import WidenGates
 from edgeattn.onnx_graph import Graph
@@ -283,3 +284,26 @@ def test_a_float_graph_is_left_alone(item: LoweringPass) -> None:
     pooled = b.add("AveragePool", "x", kernel_shape=[1, 6])
     scaled = b.add("Mul", b.add("Sigmoid", pooled), b.constant(np.float32(2)))
     assert lower(b.model({"x": (1, 3, 4, 6)}, b.add("Mul", "x", scaled)), item)[1] == []
+
+
+def branch_model(scale: float = 0.25, zero_point: int = 120) -> onnx.ModelProto:
+    """A residual sum whose branch comes straight out of a convolution; all scales are multiples of `scale`."""
+    rng, b = np.random.default_rng(7), Builder()
+    source = b.pair("x", scale, 128)
+    weight = b.weight(rng.integers(-127, 128, (3, 3, 1, 1)), np.full(3, 2.0**-7, np.float32))
+    bias = b.constant((rng.integers(-500, 500, 3) * scale * 2.0**-7).astype(np.float32))
+    branch = b.pair(b.add("Conv", source, weight, bias), scale, zero_point)
+    return b.model({"x": (1, 3, 16, 16)}, b.pair(b.add("Add", source, branch), 2 * scale, zero_point))
+
+
+def test_an_identity_is_put_before_the_rounding_of_residual_branches() -> None:
+    model = branch_model()
+    lowered, changed = lower(model, RoundBranches())
+    assert changed == ["round-branches"]
+    assert "LeakyRelu" in operators(lowered)
+    feeds = {"x": 30 * noise(1, 1, 3, 16, 16)}
+    np.testing.assert_array_equal(run(lowered, feeds), run(model, feeds))
+
+
+def test_branches_on_other_grids_are_left_alone() -> None:
+    assert lower(branch_model(scale=0.3), RoundBranches())[1] == []

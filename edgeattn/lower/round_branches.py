@@ -1,0 +1,70 @@
+"""Make OpenVINO round the convolution's branch of a residual sum, where that makes results exact.
+
+OpenVINO's CPU plugin computes convolution, quantization, sum and quantization in one kernel, and leaves the first
+rounding out if that quantization is the first thing behind the convolution. The sum is a little nearer to the float
+network's then, but no other runtime gets the same integers. An activation in between that changes nothing (a leaky
+ReLU of slope 1) makes the quantization the second thing, and it stays. Only graphs whose scales are powers of two
+(`edgeattn.quant.exact_grids`) gain by it: elsewhere other roundings differ anyway.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+from onnx import NodeProto, helper
+
+from edgeattn.lower.patterns import dequantize_of
+from edgeattn.onnx_graph import Graph
+
+__all__ = ["RoundBranches"]
+
+
+@dataclasses.dataclass(frozen=True)
+class RoundBranches:
+    """Put an identity between convolution and quantization, before sums with power-of-two scales."""
+
+    name: str = "round-branches"
+
+    def requires(self, graph: Graph) -> str:
+        """Accept every graph."""
+        return ""
+
+    def __call__(self, graph: Graph) -> bool:
+        """Insert the identities."""
+        found = _branches(graph)
+        for quantize in found:
+            source = quantize.input[0]
+            result = graph.fresh_name(f"{source}.rounded")
+            graph.add([helper.make_node("LeakyRelu", [source], [result], result, alpha=1.0)])
+            graph.reroute(source, result, [quantize])
+        return bool(found)
+
+    def ensures(self, graph: Graph) -> str:
+        """Check that no branch is left whose rounding would be dropped."""
+        left = _branches(graph)
+        return f"{left[0].name!r} would not be rounded" if left else ""
+
+
+def _branches(graph: Graph) -> list[NodeProto]:
+    """Return the quantizations right behind a convolution whose results are summed on exact grids."""
+    found = []
+    for node in graph.nodes:
+        if node.op_type != "Add":
+            continue
+        sources = [dequantize_of(graph, name) for name in node.input]
+        if any(source is None or not _is_power_of_two(graph, source) for source in sources):
+            continue
+        for source in sources:
+            quantize = graph.producer.get(source.input[0]) if source is not None else None
+            if quantize is None or quantize.op_type != "QuantizeLinear":
+                continue
+            before = graph.producer.get(quantize.input[0])
+            if before is not None and before.op_type == "Conv":
+                found.append(quantize)
+    return found
+
+
+def _is_power_of_two(graph: Graph, dequantize: NodeProto) -> bool:
+    scale = graph.constant(dequantize.input[1])
+    return scale is not None and scale.size == 1 and float(np.frexp(np.abs(scale.reshape(())))[0]) == 0.5

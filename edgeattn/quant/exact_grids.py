@@ -1,0 +1,250 @@
+"""Scales with which every CPU runtime computes the same integers.
+
+Runtimes requantize in float32: an int32 sum times a ratio of scales, a bias, a rounding. Each does it in its own order,
+so results that lie near the middle between two steps round either way, and one such value changes the rounding of
+everything behind it: within eight layers of MobileNetV2 most integers differ by a step or more. Where no operation on
+the way has anything to round, the order does not matter. That takes
+
+* activation scales that are powers of two: ratios and sums of such are exact. Between convolutions that costs
+  nothing, because the layers around a tensor can scale its values (`edgeattn.quant.equalize`); tensors that residual
+  adds join have one common factor, and lose a fraction of a bit;
+* even zero points: a tie goes to the even integer before or after the zero point is added, whichever is first;
+* weight scales with few mantissa bits, so that the product with the sum fits float32's 24;
+* biases of whole accumulator steps;
+* weights that cannot saturate 16-bit sums of pairs (`edgeattn.quant.pairs`).
+
+Float operations in between (sigmoids, means) still differ between runtimes in their last bits.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import NodeProto
+
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.equalize import ChannelGroup, find_groups
+from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, pair_safe_scales, worst_pairs
+from edgeattn.quant.placement import Placement
+from edgeattn.quant.plan import ActivationRange, Profile, QuantPlan, quantize_weight
+from edgeattn.quant.simulation import batches_of, simulated
+from edgeattn.quant.torch_graph import quantizers_of
+
+__all__ = ["exact_grids", "has_exact_grids", "whole_biases"]
+
+_MANTISSA_BITS = 24
+"""Of float32, the implicit one included."""
+_MOST_BITS = 8
+_ACCUMULATOR_MARGIN = 2.0
+"""Of images that were not looked at."""
+_ALMOST = 1e-6
+
+
+def exact_grids(
+    plan: QuantPlan, graph: Graph, place: Placement, images: Sequence[NDArray[np.float32]]
+) -> QuantPlan:
+    """Return the plan on grids that need no rounding on the way to one.
+
+    Args:
+        plan: Complete plan.
+        graph: Canonical fp32 graph.
+        place: Which ranges are fixed or another tensor's; the axes of the weights.
+        images: Arrays (1, C, H, W): tell how large sums become.
+    """
+    snapped = _power_of_two_activations(plan, graph, place)
+    largest = _largest_sums(snapped, graph, place, images)
+    adjusted = Graph(graph.to_model())
+    apply_plan_constants(adjusted, snapped, "u8")
+    weights = {}
+    for name, scales in snapped.weights.items():
+        bits = _MANTISSA_BITS - math.ceil(math.log2(max(largest.get(name, 1.0), 1.0) * _ACCUMULATOR_MARGIN))
+        rows = np.moveaxis(adjusted.constants[name], place.weights[name], 0)
+        weights[name] = _short_scales(rows, np.asarray(scales), min(max(bits, 1), _MOST_BITS)).tolist()
+    return snapped.model_copy(
+        update={"weights": weights, "provenance": {**plan.provenance, "grids": "exact"}}
+    )
+
+
+def has_exact_grids(plan: QuantPlan) -> bool:
+    """Return whether `exact_grids` made the plan."""
+    return plan.provenance.get("grids") == "exact"
+
+
+def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
+    """Return the plan with biases of whole accumulator steps, few enough of them to be exact in float32.
+
+    Args:
+        plan: From `exact_grids`, perhaps with other biases since.
+        graph: Canonical fp32 graph.
+        place: As for the plan.
+    """
+    adjusted = Graph(graph.to_model())
+    apply_plan_constants(adjusted, plan, "u8")
+    shifts = dict(plan.bias_shift.get("u8", {}))
+    for node in graph.nodes:
+        step = _accumulator_step(node, graph, plan)
+        if step is None or len(node.input) < 3 or node.input[2] not in adjusted.constants:
+            continue
+        bias = adjusted.constants[node.input[2]].astype(np.float64)
+        if bias.shape != step.shape or len(graph.consumers[node.input[2]]) != 1:
+            continue
+        mantissa, _ = np.frexp(step)
+        used = np.array([_bits(value) for value in mantissa])
+        room = np.exp2(np.maximum(_MANTISSA_BITS - used, 1))
+        coarse = np.exp2(np.ceil(np.maximum(np.log2(np.maximum(np.abs(bias / step), 1.0) / room), 0.0)))
+        whole = np.rint(bias / (step * coarse)) * step * coarse
+        before = np.asarray(shifts.get(node.input[2], np.zeros(len(bias))))
+        shifts[node.input[2]] = (before + (whole - bias)).tolist()
+    return plan.model_copy(update={"bias_shift": {**plan.bias_shift, "u8": shifts}})
+
+
+def _power_of_two_activations(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
+    activations = dict(plan.activations)
+    channel_scales = {name: np.asarray(values) for name, values in plan.channel_scales.items()}
+    weights = {name: np.asarray(values) for name, values in plan.weights.items()}
+    shifts: dict[Profile, dict[str, NDArray[np.float64]]] = {
+        profile: {name: np.asarray(values) for name, values in items.items()}
+        for profile, items in plan.bias_shift.items()
+    }
+    followers = set(place.same_range) | set(place.fixed)
+    for group in find_groups(graph):
+        own = [name for name in group.tensors if name in activations and name not in followers]
+        if not own:
+            continue
+        factor = _common_factor([activations[name].params("u8").scale for name in own])
+        channels = len(graph.constants[group.writers[0][0]])
+        channel_scales[group.name] = channel_scales.get(group.name, np.ones(channels)) * factor
+        _divide_layers(group, factor, weights, shifts)
+        for name in own:
+            activations[name] = _times(activations[name], 1 / factor)
+    for name, item in activations.items():
+        if name not in followers and item.is_quantized("u8"):
+            activations[name] = _power_of_two(item)
+    for name, source in place.same_range.items():
+        if source in activations and name in activations:
+            addend = activations[name].addend
+            activations[name] = activations[source].model_copy(update={"addend": addend})
+    return plan.model_copy(
+        update={
+            "activations": activations,
+            "weights": {name: values.tolist() for name, values in weights.items()},
+            "channel_scales": {name: values.tolist() for name, values in channel_scales.items()},
+            "bias_shift": {
+                profile: {name: values.tolist() for name, values in items.items()}
+                for profile, items in shifts.items()
+            },
+        }
+    )
+
+
+def _divide_layers(
+    group: ChannelGroup,
+    factor: float,
+    weights: dict[str, NDArray[np.float64]],
+    shifts: Mapping[Profile, dict[str, NDArray[np.float64]]],
+) -> None:
+    """Divide what writes the group's tensors, and multiply what reads them: the integers stay."""
+    for weight, bias in group.writers:
+        if weight in weights:
+            weights[weight] = weights[weight] / factor
+        for items in shifts.values():
+            if bias in items:
+                items[bias] = items[bias] / factor
+    for weight, _ in group.readers:
+        if weight in weights:
+            weights[weight] = weights[weight] * factor
+
+
+def _common_factor(scales: Sequence[float]) -> float:
+    """Return the factor in [1, 2) after whose division the scales lose least on the way up to powers of two."""
+
+    def lost(factor: float) -> float:
+        logs = [math.log2(scale / factor) for scale in scales]
+        return sum(math.ceil(log - _ALMOST) - log for log in logs)
+
+    return min((scale / 2.0 ** math.floor(math.log2(scale)) for scale in scales), key=lost)
+
+
+def _times(item: ActivationRange, factor: float) -> ActivationRange:
+    return item.model_copy(
+        update={"low": item.low * factor, "high": item.high * factor, "limit": item.limit * factor}
+    )
+
+
+def _power_of_two(item: ActivationRange) -> ActivationRange:
+    """Return a range whose step is the next power of two and whose zero point is even."""
+    params = item.params("u8")
+    step = 2.0 ** math.ceil(math.log2(params.scale) - _ALMOST)
+    zero_point = 2 * round(params.zero_point / 2)
+    return item.model_copy(update={"low": -zero_point * step, "high": (255 - zero_point) * step})
+
+
+def _short_scales(rows: NDArray[np.float32], scales: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+    """Return scales of at most `bits` mantissa bits with which no pair of products saturates."""
+    is_depthwise = rows.ndim == 4 and rows.shape[1] == 1
+    result = _rounded_up(scales if is_depthwise else pair_safe_scales(rows, scales, 0), bits)
+    while not is_depthwise:
+        # Another rounding of the weights may leave a pair one above.
+        unsafe = worst_pairs(quantize_weight(rows, result)) > LARGEST_SAFE_PAIR
+        if not unsafe.any():
+            break
+        result[unsafe] = _rounded_up(result[unsafe] * (1 + 2.0**-_MOST_BITS), bits)
+    return result
+
+
+def _rounded_up(values: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+    exponent = np.exp2(np.floor(np.log2(values)))
+    steps = 2.0 ** (bits - 1)
+    result: NDArray[np.float64] = np.ceil(values / exponent * steps - _ALMOST) / steps * exponent
+    return result
+
+
+def _bits(mantissa: float) -> int:
+    """Return how many bits a number in [0.5, 1) takes."""
+    bits = 1
+    while bits < _MANTISSA_BITS and mantissa * 2**bits != math.floor(mantissa * 2**bits):
+        bits += 1
+    return bits
+
+
+def _accumulator_step(node: NodeProto, graph: Graph, plan: QuantPlan) -> NDArray[np.float64] | None:
+    """Return the real value of a step of a layer's sums, by output channel; None for float layers."""
+    if node.op_type not in ("Conv", "Gemm") or node.input[1] not in plan.weights:
+        return None
+    source = node.input[0]
+    if source not in plan.activations or not plan.activations[source].is_quantized("u8"):
+        return None
+    scale = plan.activations[source].params("u8").scale
+    return scale * np.asarray(plan.weights[node.input[1]], np.float32).astype(np.float64)
+
+
+@torch.no_grad()
+def _largest_sums(
+    plan: QuantPlan, graph: Graph, place: Placement, images: Sequence[NDArray[np.float32]]
+) -> dict[str, float]:
+    """Return, by weight, the largest sum of a layer on the images in accumulator steps, bias included."""
+    network = simulated(graph, plan, "u8", place.weights)
+    quantizers = quantizers_of(plan, "u8")
+    largest: dict[str, float] = {}
+    for batch in batches_of(network, images):
+        values = {network.input_name: batch}
+        for index, node in enumerate(network.graph.nodes):
+            step = _accumulator_step(node, network.graph, plan)
+            if step is None:
+                network.run(values, [index], quantizers)
+                continue
+            # Without its own quantizer, to see the sum before it is rounded and cut.
+            output = node.output[0]
+            network.run(values, [index], {key: item for key, item in quantizers.items() if key != output})
+            sums = values[output].abs().transpose(0, 1).flatten(1).amax(1).double().numpy()
+            bias = network.constants[node.input[2]].abs().double().numpy() if len(node.input) > 2 else 0.0
+            found = float(((sums + 2 * bias) / step).max())
+            largest[node.input[1]] = max(largest.get(node.input[1], 0.0), found)
+            if output in quantizers:
+                values[output] = quantizers[output](values[output])
+    return largest
