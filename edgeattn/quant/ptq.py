@@ -27,7 +27,7 @@ from edgeattn.quant.headroom import leave_headroom
 from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
-from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, QuantPlan
+from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, Profile, QuantPlan
 from edgeattn.quant.simulation import PlanMeter
 from edgeattn.quant.tuning import tune_plan
 
@@ -38,7 +38,7 @@ WEIGHED_IMAGES = 64
 HEADROOM_IMAGES = 64
 EXACT_IMAGES = 16
 LEAST_MEASURED = 8
-RANGES_SHARE, TUNING_SHARE = 0.1, 0.4
+RANGES_SHARE, TUNING_SHARE = 0.1, 0.3
 FULL_STRENGTH = 1.0
 
 Images = Sequence[NDArray[np.float32]]
@@ -104,32 +104,34 @@ def make_plan(
         chosen = _spread(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
+    if not config.exact:
+        plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
+
+    def tuned(profile: Profile, *, ranges: bool) -> QuantPlan:
+        if not config.tuning_steps or _is_enough(_last_kept(ladder), config):
+            return plan
+        start, part = time.perf_counter(), counter.part(TUNING_SHARE)
+        changed = tune_plan(
+            graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed_biases, ranges=ranges
+        )
+        what = "biases and ranges" if ranges else "biases"
+        return _climb(ladder, meter, f"tuning of {what}: {profile}", plan, changed, start)
+
+    before = plan
+    plan = tuned("u8", ranges=True)
     if config.exact:
         start = time.perf_counter()
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES))
         ladder.append(meter.step("exact grids", plan, time.perf_counter() - start))
-    else:
-        plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
-    tuned = False
-    # u8 first: profile s8 takes some of its grids over.
-    for profile in reversed(PROFILES) if config.tuning_steps else ():
-        if _is_enough(_last_kept(ladder), config):
-            break
-        start = time.perf_counter()
-        part = counter.part(TUNING_SHARE)
-        # Exact grids stay as they are: only u8 has them.
-        ranges = not (config.exact and profile == "u8")
-        changed = tune_plan(
-            graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed_biases, ranges=ranges
-        )
-        before = plan
-        plan = _climb(ladder, meter, f"tuning of biases and ranges: {profile}", plan, changed, start)
-        tuned = tuned or plan is not before
+        # Other weights, other mean errors.
+        plan = tuned("u8", ranges=False)
+    # After u8, because profile s8 takes some of its grids over.
+    plan = tuned("s8", ranges=True)
     if config.exact:
         start = time.perf_counter()
         plan = whole_biases(plan, graph, place)
         ladder.append(meter.step("biases of whole steps", plan, time.perf_counter() - start))
-    elif tuned:
+    elif plan is not before:
         # Other ranges, other integers.
         plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
     counter.finish()
