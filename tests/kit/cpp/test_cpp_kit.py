@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from cpp_kit_tools import Classify, copy_model, edit_manifest, read_output, replace_file, run_checked, sha256
+from demo_split import DemoSplit
 from numpy.typing import NDArray
 
 from edgeattn.artifact import OnnxArtifact
@@ -47,6 +48,15 @@ def test_every_demo_image_has_the_pixels_of_training_and_the_logits_of_openvino_
         np.testing.assert_array_equal(np.float32(got["logits"]), logits)
         assert got["top"][0]["index"] == int(logits.argmax())
         assert got["top"][0]["class"] == model.classes[int(logits.argmax())]
+
+
+@pytest.mark.slow
+def test_every_test_image_gets_the_class_of_ort_cpu(
+    classify: Classify, with_codecs: None, demo_split: DemoSplit
+) -> None:
+    """On all photographs that the demonstration's network was not trained on."""
+    found = read_output(classify("--json", "--top", "1", *demo_split.paths))["images"]
+    assert demo_split.differing([image["top"][0]["index"] for image in found]) == []
 
 
 def test_the_self_test_passes_if_and_only_if_openvino_agrees_with_ort_cpu_within_the_tolerance(
