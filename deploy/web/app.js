@@ -124,10 +124,19 @@ async function restartEngine() {
   enableControls(false);
   engine?.close();
   engine = null;
+  let refused = null;
   try {
-    await openEngine();
+    try {
+      await openEngine();
+    } catch (error) {
+      if (element("backend").value === "wasm") throw error;
+      refused = new KitError(error.message, "WebAssembly runs the network instead.");
+      element("backend").value = "wasm";
+      await openEngine();
+    }
     hideProblem();
     await classifyStill();
+    if (refused) showProblem(refused);
   } catch (error) {
     setState("not running");
     showProblem(error);
