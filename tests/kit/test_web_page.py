@@ -20,6 +20,7 @@ from edgeattn.data.preprocess import preprocess_image
 from edgeattn.errors import EdgeAttnError
 from edgeattn.kit.model_folder import load_model, load_reference
 from edgeattn.kit.spec import ReferenceImage
+from edgeattn.kit.web import web_kit
 from edgeattn.kit.web_runtime import read_runtime
 from edgeattn.kit.write import write_kit
 
@@ -362,6 +363,74 @@ def test_a_damaged_file_is_not_used(browser: Chromium, server: StaticServer, sit
         assert file in said
         assert "damaged or was changed" in said
         assert results(page) == 0
+
+
+@pytest.fixture(scope="module")
+def webgpu_server(site: Path) -> Iterator[StaticServer]:
+    """Serves a kit that also has the build for graphics processors."""
+    try:
+        read_runtime(webgpu=True)
+    except EdgeAttnError as exc:
+        pytest.skip(f"needs ONNX Runtime Web: {exc}")
+    if not (site / "webgpu").exists():
+        write_kit(web_kit(webgpu=True), None, site / "webgpu")
+    started = StaticServer(site / "webgpu")
+    yield started
+    started.stop()
+
+
+def choose_webgpu(page: Page, url: str, patience_s: float) -> list[float]:
+    """Classify the first example in WebAssembly, then again after WebGPU was chosen; return the first logits."""
+    page.open(url)
+    page.wait(READY, timeout_s=PATIENCE_S)
+    first: list[float] = page.run("edgeattnKit.last.logits")
+    before = results(page)
+    page.run("document.getElementById('backend').value = 'webgpu'")
+    page.run("document.getElementById('backend').dispatchEvent(new Event('change'))")
+    page.wait(f"edgeattnKit.results > {before}", timeout_s=patience_s)
+    return first
+
+
+def test_where_webgpu_fails_the_page_says_why_and_goes_on(webgpu_server: StaticServer) -> None:
+    """This browser offers WebGPU, but no graphics processor."""
+    with Chromium(["--disable-gpu", "--disable-software-rasterizer"]) as own, own.page() as page:
+        first = choose_webgpu(page, webgpu_server.url, PATIENCE_S)
+        said = problem(page)
+        assert "could not open the model with webgpu" in said
+        assert "GPU adapter" in said
+        assert "WebAssembly runs the network instead" in said
+        assert page.run("document.getElementById('backend').value") == "wasm"
+        assert page.run("document.getElementById('engine-state').innerText").startswith("ready: WebAssembly")
+        assert page.run("edgeattnKit.last.logits") == first
+
+
+@pytest.mark.slow
+def test_webgpu_gives_the_same_answer(webgpu_server: StaticServer, site: Path) -> None:
+    """On SwiftShader, a graphics processor in software: right, and a thousand times too slow."""
+    with Chromium(["--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"]) as own, own.page() as page:
+        first = choose_webgpu(page, webgpu_server.url, 10 * PATIENCE_S)
+        if page.run("document.getElementById('backend').value") != "webgpu":
+            pytest.skip(f"this Chromium has no SwiftShader for WebGPU: {problem(page)}")
+        model = load_model(site / "webgpu/model")
+        tolerance = load_reference(site / "webgpu/model", model).tolerance
+        logits = page.run("edgeattnKit.last.logits")
+        assert int(np.argmax(logits)) == int(np.argmax(first))
+        assert float(np.abs(np.subtract(logits, first)).max()) <= tolerance
+
+
+def test_it_fits_a_phones_screen(browser: Chromium, server: StaticServer) -> None:
+    """Nothing reaches over the edge, and what is pressed is large enough for a thumb."""
+    with browser.page(360, 740) as page:
+        page.resize(360, 740, scale=3, mobile=True)
+        page.open(f"{server.url}kit/")
+        page.wait(READY, timeout_s=PATIENCE_S)
+        assert page.run("document.documentElement.scrollWidth") <= 360
+        wide = """[...document.querySelectorAll("main *")].filter(
+            (part) => part.getBoundingClientRect().right > innerWidth + 1 && getComputedStyle(part).position !== "absolute"
+        ).map((part) => part.id || part.className || part.tagName)"""
+        assert page.run(wide) == []
+        heights = "['camera', 'test'].map((id) => document.getElementById(id).getBoundingClientRect().height)"
+        assert min(page.run(heights)) >= 40
 
 
 def test_controls_have_names_and_are_reached_by_keyboard(page: Page) -> None:
