@@ -2,8 +2,8 @@
 
 ``python -m tests.benchmarks.web_kit --json FILE`` makes the demonstration's kit, serves it as
 ``python -m http.server`` does, and opens it in headless Chromium with a camera that is simulated. First visits
-are those of a browser that was just started and has never seen the page. It wants a machine that does nothing
-else.
+are those of a browser that was started a second ago and has never seen the page. It wants a machine that does
+nothing else.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ __all__ = ["main"]
 
 _READY = "window.edgeattnKit?.firstAnswerAt"
 _PATIENCE_S = 120.0
+# A browser goes on starting after it answers; what is measured is the page.
+_BROWSER_START_S = 1.0
 
 
 def _open(page: Page, url: str) -> dict[str, float]:
@@ -57,6 +60,7 @@ def _visits(url: str, count: int) -> dict[str, Any]:
     first, second = [], []
     for _ in range(count):
         with Chromium() as browser, browser.page() as page:
+            time.sleep(_BROWSER_START_S)
             first.append(_open(page, url))
             page.wait("document.documentElement.dataset.offline === 'ready'", timeout_s=_PATIENCE_S)
             second.append(_open(page, url))

@@ -8,11 +8,8 @@
 #include <string>
 #include <vector>
 
-#ifdef __GLIBC__
-#include <malloc.h>
-#endif
-
 #include "edgeattn_kit.hpp"
+#include "heap.h"
 #include "json_text.h"
 
 namespace {
@@ -229,9 +226,7 @@ int main(int argc, char **argv) {
         if (std::strcmp(argv[i], "--help") == 0) return std::fputs(kUsage, stdout) < 0;
         if (std::strcmp(argv[i], "--version") == 0) return std::printf("edgeattn-classify 1.0\n") < 0;
     }
-#ifdef __GLIBC__
-    mallopt(M_ARENA_MAX, 1);  // OpenVINO's start allocates in one thread, and one heap grows faster than two
-#endif
+    prepare_heap();
     try {
         return run(parse(argc, argv));
     } catch (const edgeattn::Error &error) {
