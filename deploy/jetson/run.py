@@ -124,7 +124,8 @@ def _finished_well(folder: Path) -> bool:
 def detach(job_path: Path, runtime: str | None, again: bool) -> int:
     """Start a job in the background unless it is running or done."""
     folder = job_path.parent
-    if _running(folder) is not None:
+    # A run that has left its exit code is over, though its process may live a moment longer.
+    if _running(folder) is not None and not (folder / "exit").is_file():
         print("@running", flush=True)
         return 0
     if not again and _finished_well(folder):

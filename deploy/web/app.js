@@ -65,10 +65,10 @@ async function start() {
     view = new AnswerView(model);
     listHeatKinds();
     listBackends();
-    const reference = loadJson(`model/${model.reference.file}`, model.reference);
-    reference.catch(() => {}); // reported where it is awaited
+    const examples = loadExamples();
+    examples.catch(() => {}); // reported where it is awaited
     await openEngine();
-    await showExamples((await reference).images);
+    await showExamples(await examples);
   } catch (error) {
     setState("not running");
     showProblem(error);
@@ -124,10 +124,19 @@ async function restartEngine() {
   enableControls(false);
   engine?.close();
   engine = null;
+  let refused = null;
   try {
-    await openEngine();
+    try {
+      await openEngine();
+    } catch (error) {
+      if (element("backend").value === "wasm") throw error;
+      refused = new KitError(error.message, "WebAssembly runs the network instead.");
+      element("backend").value = "wasm";
+      await openEngine();
+    }
     hideProblem();
     await classifyStill();
+    if (refused) showProblem(refused);
   } catch (error) {
     setState("not running");
     showProblem(error);
@@ -208,17 +217,27 @@ function showResult(result) {
   if (!live || shared.results % 5 === 0) showFigures(stats.summary(), Boolean(live));
 }
 
-/** Classify the first example at once, so that nobody has to find a picture first; then list them. */
-async function showExamples(images) {
+/** Choose the examples, and have the first one here when the engine is ready. */
+async function loadExamples() {
+  const { images } = await loadJson(`model/${model.reference.file}`, model.reference);
+  const count = Math.min(EXAMPLES, images.length);
   // Some of each kind: the photographs may be sorted by class.
-  const step = Math.max(1, images.length / EXAMPLES);
+  const chosen = Array.from({ length: count }, (_, i) => images[Math.floor((i * images.length) / count)]);
+  return { chosen, first: await loadPhotograph(chosen[0].file) };
+}
+
+async function loadPhotograph(file) {
+  return new Blob([await fetchChecked(`model/${file}`, model.files[file])]);
+}
+
+/** Classify the first example at once, so that nobody has to find a picture first; then list them. */
+async function showExamples({ chosen, first }) {
   const list = element("examples");
   list.replaceChildren();
   // One file after the other: small servers do not take many connections at a time.
-  for (let i = 0; i < Math.min(EXAMPLES, images.length); i++) {
-    const { file, label } = images[Math.floor(i * step)];
+  for (const [i, { file, label }] of chosen.entries()) {
     const name = label === null ? file : `photograph of ${model.classes[label]}`;
-    const blob = new Blob([await fetchChecked(`model/${file}`, model.files[file])]);
+    const blob = i === 0 ? first : await loadPhotograph(file);
     const button = exampleButton(blob, name);
     if (i === 0 && !live && !still) {
       await openPicture(blob, name);

@@ -1,4 +1,5 @@
-// Runs before everything else and needs nothing: says what is wrong where the program itself cannot start.
+// Runs before everything else and needs nothing: has the worker load the network while the page is still loading, and
+// says what is wrong where the program itself cannot start.
 "use strict";
 
 (function () {
@@ -7,6 +8,19 @@
     document.getElementById("problem-fix").textContent = fix;
     document.getElementById("problem").hidden = false;
     document.getElementById("engine-state").textContent = "not running";
+  }
+
+  if (location.protocol !== "file:" && typeof WebAssembly === "object") {
+    try {
+      var worker = new Worker("worker.js", { type: "module" });
+      worker.onerror = function () {
+        self.edgeattnEarlyWorker = null; // the program starts another one, and reports
+      };
+      worker.postMessage({ id: 0, task: "prepare" });
+      self.edgeattnEarlyWorker = worker;
+    } catch (error) {
+      // Too old a browser; the program says so.
+    }
   }
 
   // The program takes this mark away as its first step, which is before DOMContentLoaded.

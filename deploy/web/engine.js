@@ -9,9 +9,9 @@ export class Engine {
    * @param {{kit: object, model: object, backend: string, threads: number}} options
    */
   static async start(options) {
-    const engine = new Engine();
+    const engine = new Engine(takeEarlyWorker(options) ?? new Worker("worker.js", { type: "module" }));
     try {
-      engine.opened = await engine.#ask("open", { ...options, base: new URL("./", location.href).href });
+      engine.opened = await engine.#ask("open", options);
     } catch (error) {
       engine.close();
       throw error;
@@ -19,11 +19,12 @@ export class Engine {
     return engine;
   }
 
-  #worker = new Worker("worker.js", { type: "module" });
+  #worker;
   #waiting = new Map();
   #lastId = 0;
 
-  constructor() {
+  constructor(worker) {
+    this.#worker = worker;
     this.#worker.addEventListener("message", ({ data }) => {
       const waiting = this.#waiting.get(data.id);
       if (!waiting) return;
@@ -67,4 +68,12 @@ export class Engine {
       this.#worker.postMessage({ id, task, ...request }, transfer);
     });
   }
+}
+
+/** boot.js starts a worker that already loads what the page asks for at first. */
+function takeEarlyWorker({ backend, threads }) {
+  const worker = globalThis.edgeattnEarlyWorker;
+  globalThis.edgeattnEarlyWorker = null;
+  if (worker && (backend !== "wasm" || threads !== 1)) worker.terminate();
+  return backend === "wasm" && threads === 1 ? worker : null;
 }

@@ -12,17 +12,18 @@ import {
   visiblePart,
 } from "./preprocess.js";
 
+const base = new URL("./", self.location.href);
+
 let ort;
-let base;
 let kit; // web.json
 let model; // model.json
-let modelBytes;
 let backend;
 let session;
 let heatSession;
 let canvas;
+let ahead = null; // what `prepare` is at
 
-const tasks = { open, classify, selftest };
+const tasks = { prepare, open, classify, selftest };
 
 self.addEventListener("message", async ({ data }) => {
   const { id, task, ...request } = data;
@@ -40,41 +41,66 @@ self.addEventListener("message", async ({ data }) => {
   }
 });
 
-async function open(request) {
-  ({ base, kit, model, backend } = request);
-  const build = kit.runtime.builds[backend];
-  const file = (name) => fetchChecked(new URL(name, base), kit.files[name]);
-  const load = async () => {
-    try {
-      return await import(new URL(build.module, base));
-    } catch (error) {
-      throw new KitError(
-        `The runtime ${build.module} could not be loaded (${error.message}).`,
-        "Copy the whole folder of the kit to the server, runtime/ included, and serve .js as text/javascript.",
-      );
-    }
-  };
-  const started = performance.now();
-  let binary;
-  [ort, binary, modelBytes] = await Promise.all([load(), file(build.binary), file(`model/${model.model.file}`)]);
-  ort.env.logLevel = "error";
-  ort.env.wasm.wasmBinary = binary.buffer;
-  ort.env.wasm.numThreads = request.threads;
-  const loaded = performance.now();
-  session = await createSession(modelBytes);
-  return { load_ms: loaded - started, start_ms: performance.now() - loaded, threads: ort.env.wasm.numThreads };
+/** Begin with what the page is going to ask for, while it is still loading itself. */
+async function prepare() {
+  ahead = (async () => {
+    const response = await fetch(new URL("web.json", base));
+    const early = await response.json();
+    return { version: early.version, ...(await load(early, "wasm", 1)) };
+  })();
+  ahead.catch(() => {}); // `open` tries again, and reports
 }
 
-async function createSession(bytes) {
+async function open(request) {
+  ({ kit, model, backend } = request);
+  const started = performance.now();
+  let loaded = backend === "wasm" && request.threads === 1 ? await ahead?.catch(() => null) : null;
+  if (loaded && loaded.version !== kit.version) {
+    throw new KitError("The kit was replaced while this page loaded.", "Reload the page.");
+  }
+  loaded ??= await load(kit, backend, request.threads);
+  ({ ort, session } = loaded);
+  return { ...loaded.times, waited_ms: performance.now() - started, threads: ort.env.wasm.numThreads };
+}
+
+/** Fetch runtime and model, check them, and open the model. */
+async function load(manifest, which, threads) {
+  const build = manifest.runtime.builds[which];
+  const file = (name) => fetchChecked(new URL(name, base), manifest.files[name]);
+  const started = performance.now();
+  const [runtime, binary, bytes] = await Promise.all([
+    importRuntime(build.module),
+    file(build.binary),
+    file(manifest.models[which]),
+  ]);
+  runtime.env.logLevel = "error";
+  runtime.env.wasm.wasmBinary = binary.buffer;
+  runtime.env.wasm.numThreads = threads;
+  const loaded = performance.now();
+  // The file for WebAssembly is an optimized graph already.
+  const opened = await createSession(runtime, bytes, which, which === "wasm" ? "disabled" : "all");
+  const times = { load_ms: loaded - started, start_ms: performance.now() - loaded };
+  return { ort: runtime, session: opened, times };
+}
+
+async function importRuntime(name) {
   try {
-    return await ort.InferenceSession.create(bytes, {
-      executionProviders: [backend],
-      graphOptimizationLevel: "all",
-    });
+    return await import(new URL(name, base));
   } catch (error) {
     throw new KitError(
-      `ONNX Runtime Web could not open the model with ${backend} (${error?.message ?? error}).`,
-      backend === "wasm"
+      `The runtime ${name} could not be loaded (${error.message}).`,
+      "Copy the whole folder of the kit to the server, runtime/ included, and serve .js as text/javascript.",
+    );
+  }
+}
+
+async function createSession(runtime, bytes, which, graphOptimizationLevel) {
+  try {
+    return await runtime.InferenceSession.create(bytes, { executionProviders: [which], graphOptimizationLevel });
+  } catch (error) {
+    throw new KitError(
+      `ONNX Runtime Web could not open the model with ${which} (${error?.message ?? error}).`,
+      which === "wasm"
         ? "Close other tabs to free memory, then reload the page."
         : "Choose WebAssembly under Settings: not every graphics driver can run it.",
     );
@@ -173,11 +199,13 @@ async function classify({ source, heat = "off" }) {
 async function makeHeat(input, kind, top) {
   if (!heatSession) {
     // The model's bytes and the part's, one after the other, are a model with more outputs.
-    const part = await fetchChecked(new URL(kit.heat.file, base), kit.files[kit.heat.file]);
-    const joined = new Uint8Array(modelBytes.length + part.length);
-    joined.set(modelBytes);
-    joined.set(part, modelBytes.length);
-    heatSession = await createSession(joined);
+    const [whole, part] = await Promise.all(
+      [kit.heat.model, kit.heat.file].map((name) => fetchChecked(new URL(name, base), kit.files[name])),
+    );
+    const joined = new Uint8Array(whole.length + part.length);
+    joined.set(whole);
+    joined.set(part, whole.length);
+    heatSession = await createSession(ort, joined, backend, "all");
   }
   return composeHeat(await infer(heatSession, input), kit.heat.outputs, kind, top);
 }

@@ -23,7 +23,7 @@ KIND = KitKind(
         'cmake -S . -B build -DOpenVINO_DIR="$(python3 cmake/find_openvino.py)"',
         "cmake --build build",
         "ctest --test-dir build --output-on-failure",
-        "build/edgeattn-classify --cache build/cache model/images/0001.jpg",
+        "build/edgeattn-classify model/images/0001.jpg",
     ),
     variants=("openvino",),
 )

@@ -16,7 +16,7 @@ from edgeattn.errors import ArtifactError, EdgeAttnError
 from edgeattn.kit.deploy_files import demo_folder
 from edgeattn.kit.from_run import KitRequest, build_model
 from edgeattn.kit.model_folder import add_file, manifest_name, write_manifest
-from edgeattn.kit.spec import MANIFEST, KitFile, KitModel
+from edgeattn.kit.spec import MANIFEST, WEB_VARIANT, KitFile, KitModel
 from edgeattn.progress import LineProgress
 
 __all__ = ["LARGEST_DEMO_BYTES", "NOTICES", "build_demo"]
@@ -52,7 +52,9 @@ def build_demo(run: Path, folder: Path) -> KitModel:
     with tempfile.TemporaryDirectory(prefix="edgeattn-demo-") as scratch:
         made = Path(scratch) / "demo"
         progress = LineProgress()
-        model = build_model(run, made, KitRequest("u8", ("openvino",), _IMAGES), progress=progress)
+        model = build_model(
+            run, made, KitRequest("u8", ("openvino", WEB_VARIANT), _IMAGES), progress=progress
+        )
         if model.model.size_bytes > LARGEST_DEMO_BYTES:
             raise ArtifactError(
                 f"The model has {model.model.size_bytes} bytes; at most {LARGEST_DEMO_BYTES} may be part of "

@@ -22,6 +22,7 @@ from edgeattn.data.spec import DataSpec, Preprocess
 from edgeattn.errors import ArtifactError, DataError, EdgeAttnError, RecipeError
 from edgeattn.kit.model_folder import add_file, write_manifest
 from edgeattn.kit.spec import (
+    WEB_VARIANT,
     KitFile,
     KitModel,
     KitTensor,
@@ -31,6 +32,7 @@ from edgeattn.kit.spec import (
     ReferenceImage,
     Thresholds,
 )
+from edgeattn.kit.web_model import optimize_for_web
 from edgeattn.measure import run_session
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.report import Report, load_report
@@ -55,7 +57,7 @@ class KitRequest:
 
     Attributes:
         profile: Spelling of the model: ``u8`` for CPUs and browsers, ``s8`` for TensorRT.
-        variants: Further spellings by runtime: ``openvino``.
+        variants: Further spellings by runtime: ``openvino``, ``web``.
         images: Reference photographs, spread over the classes.
         data: Folder of the data set, where the run's recipe names another place; None: the recipe's.
         min_confidence: Below this probability an answer is shown as not sure.
@@ -105,7 +107,9 @@ def build_model(
         splits = load_dataset(spec, run, lambda done, total: progress.update("data", done, total))
         classes = _class_names(splits, exported.outputs[0].shape[1])
         model_file = add_file(folder, f"model.{request.profile}.onnx", lowered.path.read_bytes())
-        variants = {name: _variant(name, exported, folder, work) for name in request.variants}
+        variants = {
+            name: _variant(name, model_file.file, exported, folder, work) for name in request.variants
+        }
         reference, files = _reference(splits.validation, exported, spec.preprocess, request, folder, work)
     text = reference.model_dump_json(indent=1)
     model = KitModel(
@@ -224,10 +228,14 @@ def _check_is_what_was_measured(report: Report, run: Path, lowered: OnnxArtifact
         )
 
 
-def _variant(name: str, exported: OnnxArtifact, folder: Path, work: Path) -> NamedFile:
+def _variant(name: str, model_file: str, exported: OnnxArtifact, folder: Path, work: Path) -> NamedFile:
+    if name == WEB_VARIANT:
+        return add_file(folder, f"model.{name}.onnx", optimize_for_web(folder / model_file))
     target = _VARIANT_TARGETS.get(name)
     if target is None:
-        raise RecipeError(f"Unknown variant {name!r}; there is: {', '.join(_VARIANT_TARGETS)}.")
+        raise RecipeError(
+            f"Unknown variant {name!r}; there is: {', '.join((*_VARIANT_TARGETS, WEB_VARIANT))}."
+        )
     lowered = get_target(target).lower(exported, work)
     return add_file(folder, f"model.{name}.onnx", lowered.path.read_bytes())
 

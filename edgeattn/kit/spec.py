@@ -18,6 +18,7 @@ from edgeattn.data.spec import Preprocess
 __all__ = [
     "MANIFEST",
     "SCHEMA_VERSION",
+    "WEB_VARIANT",
     "KitFile",
     "KitModel",
     "KitTensor",
@@ -31,6 +32,8 @@ __all__ = [
 
 SCHEMA_VERSION = 1
 MANIFEST = "model.json"
+WEB_VARIANT = "web"
+"""The model as a browser opens it fastest, among a kit's variants."""
 
 _FROZEN = ConfigDict(extra="forbid", frozen=True)
 

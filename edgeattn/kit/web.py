@@ -10,7 +10,7 @@ from edgeattn.artifact import read_json, sha256_of_bytes, write_bytes, write_jso
 from edgeattn.errors import ArtifactError
 from edgeattn.kit import KitKind
 from edgeattn.kit.deploy_files import copy_program
-from edgeattn.kit.spec import MANIFEST, KitModel
+from edgeattn.kit.spec import MANIFEST, WEB_VARIANT, KitModel
 from edgeattn.kit.web_runtime import RUNTIME_NAME, RUNTIME_VERSION, read_runtime
 
 __all__ = ["KIND", "web_kit"]
@@ -44,6 +44,7 @@ def web_kit(runtime: Path | None = None, *, webgpu: bool = False) -> KitKind:
         summary="a page that classifies from camera, image or video, also offline",
         write_program=write_program,
         next_steps=("python -m http.server", "open http://localhost:8000/"),
+        variants=(WEB_VARIANT,),
     )
 
 
@@ -61,7 +62,8 @@ def _write_heat(folder: Path, model: KitModel) -> dict[str, Any] | None:
     write_bytes(folder / _HEAT_FILE, part.data)
     kinds = [kind for kind, there in (("evidence", part.evidence), ("attention", part.attention)) if there]
     outputs = {"evidence": part.evidence, "attention": list(part.attention)}
-    return {"file": _HEAT_FILE, "kinds": kinds, "outputs": outputs}
+    model_file = f"model/{model.model.file}"
+    return {"file": _HEAT_FILE, "model": model_file, "kinds": kinds, "outputs": outputs}
 
 
 def _name_app(folder: Path, model: KitModel) -> None:
@@ -80,11 +82,10 @@ def _write_manifest(
 ) -> None:
     """Write ``web.json``, which the page reads, and ``precache.js``, the same for its service worker."""
     optional = {name for build, files in builds.items() if build != "wasm" for name in files.values()}
-    unused = {f"model/{name}" for name in model.all_files()} - _used_files(model)
     files: dict[str, dict[str, Any]] = {}
     for path in sorted(folder.rglob("*")):
         name = path.relative_to(folder).as_posix()
-        if path.is_file() and name not in _NOT_KEPT and name not in unused:
+        if path.is_file() and name not in _NOT_KEPT:
             files[name] = _entry(path) | ({"optional": True} if name in optional else {})
     if f"model/{MANIFEST}" not in files:
         raise ArtifactError(f"{folder} holds no model/{MANIFEST}; the model is written before the page.")
@@ -94,6 +95,11 @@ def _write_manifest(
         "name": model.name,
         "version": version,
         "runtime": {"name": RUNTIME_NAME, "version": RUNTIME_VERSION, "builds": builds},
+        # An optimized graph has no Q/DQ pairs left, so heat maps and graphics processors take the other file.
+        "models": {
+            "wasm": f"model/{model.variants[WEB_VARIANT].file}",
+            "webgpu": f"model/{model.model.file}",
+        },
         "heat": heat,
         "files": files,
     }
@@ -101,11 +107,6 @@ def _write_manifest(
     kept = manifest | {"files": files | {"web.json": _entry(path)}}
     script = f'"use strict";\nself.KIT = {json.dumps(kept, indent=1)};\n'
     write_bytes(folder / "precache.js", script.encode())
-
-
-def _used_files(model: KitModel) -> set[str]:
-    names = {model.model.file, model.reference.file, *model.files}
-    return {f"model/{name}" for name in names}
 
 
 def _entry(path: Path) -> dict[str, Any]:

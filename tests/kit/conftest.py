@@ -8,6 +8,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from demo_split import DemoSplit, load_demo_split
 
 from edgeattn.kit.write import write_kit
 
@@ -69,3 +70,12 @@ def run_kit(without_edgeattn: list[str]) -> Runner:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def demo_split(data_folder: Path, tmp_path_factory: pytest.TempPathFactory) -> DemoSplit:
+    """The demonstration's test photographs with ort-cpu's answers; ort-cpu itself is right nearly always."""
+    pytest.importorskip("onnxruntime")
+    split = load_demo_split(tmp_path_factory.mktemp("split"))
+    assert (split.top1 == split.labels).mean() > 0.98
+    return split

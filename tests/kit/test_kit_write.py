@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -78,6 +79,20 @@ def test_kit_of_a_run_describes_it(run_folder: Path, tmp_path: Path) -> None:
     for image in reference.images:
         assert image.pixels_sha256 == demo[image.sha256].pixels_sha256
         assert np.allclose(image.logits, demo[image.sha256].logits, atol=reference.tolerance)
+
+
+def test_a_variant_of_a_run_is_made_with_its_kit(run_folder: Path, tmp_path: Path) -> None:
+    """The browsers' graph is the one that the demonstration ships; an unknown variant is refused."""
+    pytest.importorskip("onnxruntime")
+    kind = KitKind("x", "x", lambda folder, model: None, (), variants=("web",))
+    model = write_kit(kind, run_folder, tmp_path / "kit", request=KitRequest(images=10))
+    assert check_model(tmp_path / "kit" / "model") == model
+    made = len(onnx.load(tmp_path / "kit/model" / model.variants["web"].file).graph.node)
+    shipped = load_model(demo_folder()).variants["web"].file
+    assert made == len(onnx.load(demo_folder() / shipped).graph.node)
+    kind = KitKind("x", "x", lambda folder, model: None, (), variants=("abacus",))
+    with pytest.raises(RecipeError, match="Unknown variant 'abacus'; there is: openvino, web"):
+        write_kit(kind, run_folder, tmp_path / "other", request=KitRequest(images=10))
 
 
 def test_jetson_gets_the_signed_spelling(run_folder: Path, tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ typedef struct eak_image eak_image;
 typedef struct eak_options {
     size_t struct_size;
     int32_t threads;       /* inference threads, 1 to 256; default 1 */
-    const char *cache_dir; /* folder for the model as compiled for this processor: the next start takes a quarter of
+    const char *cache_dir; /* folder for the model as compiled for this processor: the next start takes a fifth of
                               the time. Made if absent; must belong to a user you trust. NULL (default): none. */
 } eak_options;
 

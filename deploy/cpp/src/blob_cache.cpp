@@ -61,7 +61,8 @@ bool BlobCache::load(std::string &blob) const {
     if (sha256_hex(content.data() + start, content.size() - start) != content.substr(header_.size(), kHashLetters)) {
         return false;
     }
-    blob = content.substr(start);
+    content.erase(0, start);
+    blob = std::move(content);
     return true;
 }
 

@@ -2,7 +2,9 @@
 
 #include <algorithm>
 #include <new>
+#include <istream>
 #include <sstream>
+#include <streambuf>
 
 #include <openvino/openvino.hpp>
 
@@ -25,6 +27,26 @@ std::string one_line(const char *text) {
     return line;
 }
 
+/// A stream's view of bytes in memory; a string stream would copy them.
+class Memory : public std::streambuf {
+public:
+    explicit Memory(std::string &bytes) { setg(&bytes[0], &bytes[0], &bytes[0] + bytes.size()); }
+
+private:
+    pos_type seekoff(off_type offset, std::ios_base::seekdir from, std::ios_base::openmode) override {
+        const off_type start = from == std::ios_base::cur   ? gptr() - eback()
+                               : from == std::ios_base::end ? egptr() - eback()
+                                                            : 0;
+        return seekpos(pos_type(start + offset), std::ios_base::in);
+    }
+    pos_type seekpos(pos_type position, std::ios_base::openmode) override {
+        const off_type at = position;
+        if (at < 0 || at > egptr() - eback()) return pos_type(off_type(-1));
+        setg(eback(), eback() + at, egptr());
+        return position;
+    }
+};
+
 /// Run a step and turn OpenVINO's exceptions into ours.
 template <class Step>
 auto guarded(const char *what, eak_status status, const Step &step) -> decltype(step()) {
@@ -35,6 +57,8 @@ auto guarded(const char *what, eak_status status, const Step &step) -> decltype(
     } catch (const std::bad_alloc &) {
         throw;
     } catch (const std::exception &error) {
+        // Its frontends put a failed allocation into the text of another error.
+        if (std::strstr(error.what(), "std::bad_alloc") != nullptr) throw std::bad_alloc();
         throw KitError(status, std::string(what) + ": " + one_line(error.what()) + ".");
     }
 }
@@ -70,7 +94,8 @@ struct Engine::State {
         std::string blob;
         if (!cache.load(blob)) return false;
         try {
-            std::istringstream stream(std::move(blob));
+            Memory memory(blob);
+            std::istream stream(&memory);
             model = core.import_model(stream, kDevice, config);
         } catch (const std::bad_alloc &) {
             throw;

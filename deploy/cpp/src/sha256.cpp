@@ -18,9 +18,8 @@ constexpr std::uint32_t kRound[64] = {
 
 inline std::uint32_t rotate(std::uint32_t value, int bits) { return (value >> bits) | (value << (32 - bits)); }
 
-}  // namespace
-
-void Sha256::block(const std::uint8_t *bytes) {
+/// In C++, for processors without instructions for it.
+void hash_block(std::uint32_t *state, const std::uint8_t *bytes) {
     std::uint32_t w[64];
     for (int i = 0; i < 16; ++i) {
         w[i] = std::uint32_t(bytes[4 * i]) << 24 | std::uint32_t(bytes[4 * i + 1]) << 16 |
@@ -31,7 +30,8 @@ void Sha256::block(const std::uint8_t *bytes) {
         const std::uint32_t s1 = rotate(w[i - 2], 17) ^ rotate(w[i - 2], 19) ^ (w[i - 2] >> 10);
         w[i] = w[i - 16] + s0 + w[i - 7] + s1;
     }
-    auto [a, b, c, d, e, f, g, h] = state_;
+    std::uint32_t a = state[0], b = state[1], c = state[2], d = state[3];
+    std::uint32_t e = state[4], f = state[5], g = state[6], h = state[7];
     for (int i = 0; i < 64; ++i) {
         const std::uint32_t t1 = h + (rotate(e, 6) ^ rotate(e, 11) ^ rotate(e, 25)) + ((e & f) ^ (~e & g)) +
                                  kRound[i] + w[i];
@@ -39,7 +39,17 @@ void Sha256::block(const std::uint8_t *bytes) {
         h = g, g = f, f = e, e = d + t1, d = c, c = b, b = a, a = t1 + t2;
     }
     const std::uint32_t sums[8] = {a, b, c, d, e, f, g, h};
-    for (int i = 0; i < 8; ++i) state_[i] += sums[i];
+    for (int i = 0; i < 8; ++i) state[i] += sums[i];
+}
+
+}  // namespace
+
+void Sha256::hash_blocks(const std::uint8_t *bytes, std::size_t count) {
+    if (has_sha_instructions()) {
+        sha256_with_instructions(state_.data(), bytes, count, kRound);
+        return;
+    }
+    for (; count > 0; --count, bytes += 64) hash_block(state_.data(), bytes);
 }
 
 void Sha256::update(const void *data, std::size_t size_bytes) {
@@ -47,15 +57,16 @@ void Sha256::update(const void *data, std::size_t size_bytes) {
     total_bytes_ += size_bytes;
     while (size_bytes > 0) {
         if (rest_size_ == 0 && size_bytes >= 64) {
-            block(bytes);
-            bytes += 64, size_bytes -= 64;
+            const std::size_t blocks = size_bytes / 64;
+            hash_blocks(bytes, blocks);
+            bytes += 64 * blocks, size_bytes -= 64 * blocks;
             continue;
         }
         const std::size_t taken = std::min(size_bytes, 64 - rest_size_);
         std::memcpy(rest_.data() + rest_size_, bytes, taken);
         rest_size_ += taken, bytes += taken, size_bytes -= taken;
         if (rest_size_ == 64) {
-            block(rest_.data());
+            hash_blocks(rest_.data(), 1);
             rest_size_ = 0;
         }
     }
