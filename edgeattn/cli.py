@@ -16,6 +16,7 @@ from edgeattn.cli_options import (
     QuickOption,
     RecipeArgument,
     SetOption,
+    StrictOption,
     ThreadsOption,
     examples,
     load_request,
@@ -58,6 +59,7 @@ def _global_options(
         "edgeattn run recipes/quickstart.yaml --out runs/quickstart",
         "edgeattn run recipes/quickstart.yaml --set train.epochs=2 --set 'attention={kind: eca}'",
         "edgeattn run recipes/quickstart.yaml --json | jq .targets",
+        "edgeattn run recipes/quickstart.yaml --set 'targets=[tensorrt-rtx]' --strict",
     )
 )
 @handle_errors
@@ -68,12 +70,14 @@ def run(
         typer.Option("--out", "-o", metavar="DIR", help="Results; default runs/<name of the recipe>."),
     ] = None,
     overrides: SetOption = None,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, quantize, build, measure, report.
 
     Running it again with the same --out resumes: finished steps are not repeated. A bound under accept
-    that is missed ends with exit code 4.
+    that is missed ends with exit code 4, and so does a build that --strict fails; the bound of --strict is
+    accept.int8_coverage_min.
     """
     request = load_request(recipe, overrides)
 
@@ -87,7 +91,7 @@ def run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = out if out is not None else Path("runs") / request.name
     with make_progress() as progress:
-        report = run_recipe(request, folder, progress=progress)
+        report = run_recipe(request, folder, strict=strict, progress=progress)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -147,6 +151,7 @@ def targets(as_json: JsonOption = False) -> None:
     epilog=examples(
         "edgeattn quantize model.onnx --calibration photos/ --out out --target ort-cpu --target openvino-cpu",
         "edgeattn quantize model.onnx --calibration samples.npy --out out --tuning-steps 0",
+        "edgeattn quantize model.onnx --calibration photos/ --out out --target tensorrt-rtx --strict",
     )
 )
 @handle_errors
@@ -170,6 +175,13 @@ def quantize(
         int,
         typer.Option(min=0, max=10_000, help="Batches that biases and ranges are tuned with; 0 is quick."),
     ] = 120,
+    int8_coverage_min: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the layers with weights that must run in INT8; else exit code 4."
+        ),
+    ] = None,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize your own ONNX model.
@@ -180,6 +192,7 @@ def quantize(
     from edgeattn.pipeline import quantize_onnx
     from edgeattn.progress import make_progress
     from edgeattn.quant.config import PtqConfig
+    from edgeattn.recipe import Accept
 
     with make_progress() as progress:
         report = quantize_onnx(
@@ -188,6 +201,8 @@ def quantize(
             out,
             targets=split_names(target),
             config=PtqConfig(range_estimator=range_estimator, tuning_steps=tuning_steps),
+            accept=Accept(int8_coverage_min=int8_coverage_min),
+            strict=strict,
             progress=progress,
         )
     if as_json:

@@ -8,6 +8,7 @@ from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.float_gates import FloatGates
 from edgeattn.lower.fold_scaling import FoldScaling
+from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
@@ -18,7 +19,7 @@ __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
 _OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates())
-_TENSORRT: tuple[LoweringPass, ...] = (FloatGates(), AlignChannels(), HalfRemainder())
+_TENSORRT: tuple[LoweringPass, ...] = (FloatGates(), AlignChannels(), HalfRemainder(), HalfProducts())
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),

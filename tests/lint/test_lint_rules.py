@@ -147,6 +147,19 @@ def remainder(bad: bool) -> onnx.ModelProto:
     return model if bad else lower_model(model, "tensorrt")[0]
 
 
+def product(bad: bool) -> onnx.ModelProto:
+    net = Net()
+    pooled = net.pair(net.add("GlobalAveragePool", net.pair(net.conv(net.pair("x")))))
+    flat = net.pair(net.add("Reshape", pooled, net.const(np.array([1, 4], np.int64))))
+    parameters = net.const(np.float32(0.01)), net.const(np.int8(0))
+    integers = net.const(np.arange(-10, 10).reshape(4, 5).astype(np.int8))
+    weight = net.add("DequantizeLinear", integers, *parameters)
+    if not bad:
+        flat, weight = (net.add("Cast", name, to=TensorProto.FLOAT16) for name in (flat, weight))
+    x = net.add("MatMul", flat, weight)
+    return net.model(x if bad else net.add("Cast", x, to=TensorProto.FLOAT))
+
+
 def conv1d(bad: bool) -> onnx.ModelProto:
     net = Net()
     if bad:
@@ -214,6 +227,7 @@ CASES = {
     "QDQ003": Case("ort", clip, 0.0),
     "QDQ004": Case("tensorrt", unquantized),
     "TRT003": Case("tensorrt", remainder, 0.051),
+    "TRT005": Case("tensorrt", product, 1e-3),
     "OPS001": Case("tensorrt", conv1d),
     "OPS002": Case("tensorrt", transpose),
     "OPS003": Case("openvino", dynamic),
