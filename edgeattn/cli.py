@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -254,6 +255,8 @@ def bench(
     epilog=examples(
         "edgeattn tune recipes/quickstart.yaml",
         "edgeattn tune recipes/quickstart.yaml --target openvino-cpu --threads 2 --again",
+        "edgeattn tune recipes/sign_digits_mobilenetv2_eca.yaml --target tensorrt-rtx",
+        "edgeattn tune recipes/sign_digits_mobilenetv2_eca.yaml --target jetson-ssh --rank-by dla",
         "edgeattn run recipes/quickstart.yaml --set tune={}   # tunes if needed, builds what is fastest",
     )
 )
@@ -267,6 +270,10 @@ def tune(
     threads: Annotated[
         int | None, typer.Option(min=1, max=256, help="Threads of one inference; default the recipe's.")
     ] = None,
+    rank_by: Annotated[
+        Literal["speed", "dla"] | None,
+        typer.Option(help="dla: fewest hand-overs between DLA and GPU; default the recipe's tune.rank_by."),
+    ] = None,
     again: Annotated[bool, typer.Option(help="Measure even if this machine has an answer.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -274,9 +281,13 @@ def tune(
 
     Forms do not change the network's function. Gate policies do, so they are only put in order of speed;
     a run with tune takes the fastest that keeps accept.agreement_min. What is found is kept for this
-    machine, runtime and network, and reused.
+    machine, runtime and network, and reused. Where no device is, tensorrt-rtx ranks by the kernels that it builds.
     """
-    request = load_request(recipe, overrides)
+    changes = list(overrides or ())
+    request = load_request(recipe, changes)
+    if rank_by is not None:
+        spec = request.tune.model_dump(mode="json") if request.tune else {}
+        request = load_request(recipe, [*changes, f"tune={json.dumps({**spec, 'rank_by': rank_by})}"])
 
     from edgeattn.cli_output import print_json, print_tuning
     from edgeattn.extras import require

@@ -124,14 +124,23 @@ def run_recipe(
 def _tune_steps(recipe: Recipe) -> tuple[Step, ...]:
     if recipe.tune is None:
         return ()
-    name = recipe.targets[0]
-    here = get_target(name).probe()
-    what = (
-        f"time the exact forms of {recipe.attention.kind} and {len(recipe.tune.policies)} policies on {name}"
-    )
-    if recipe.attention.kind == "none":
-        return (Step("tune", what, "there is no attention"),)
-    return (Step("tune", what, "" if here.can_run else here.reason),)
+    name, kind = recipe.targets[0], recipe.attention.kind
+    target = get_target(name)
+    here = target.probe()
+    policies = f" and {len(recipe.tune.policies)} policies"
+    if recipe.tune.rank_by == "dla":
+        return (
+            Step("tune", f"plan the exact forms of {kind} for DLA", "" if kind != "none" else _NO_ATTENTION),
+        )
+    counts = not here.can_run and here.can_build and target.profile == "s8"
+    how = "count the kernels of" if counts else "time"
+    what = f"{how} the exact forms of {kind}{policies} on {name}"
+    if kind == "none":
+        return (Step("tune", what, _NO_ATTENTION),)
+    return (Step("tune", what, "" if here.can_run or counts else here.reason),)
+
+
+_NO_ATTENTION = "there is no attention"
 
 
 def _edge_form(recipe: Recipe) -> str:
