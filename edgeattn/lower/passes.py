@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeattn.lower.align_channels import AlignChannels
 from edgeattn.lower.base import LoweringPass
+from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.float_gates import FloatGates
@@ -19,7 +20,13 @@ __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
 _OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates())
-_TENSORRT: tuple[LoweringPass, ...] = (FloatGates(), AlignChannels(), HalfRemainder(), HalfProducts())
+_TENSORRT: tuple[LoweringPass, ...] = (
+    FloatGates(),
+    CopyGates(),
+    AlignChannels(),
+    HalfRemainder(),
+    HalfProducts(),
+)
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),

@@ -17,6 +17,7 @@ from edgeattn.export.extents import EXTENTS_KEY, attach_extents, read_extents
 from edgeattn.lower import lower_model
 from edgeattn.lower.align_channels import AlignChannels
 from edgeattn.lower.base import run_passes
+from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.explicit_swish import ExplicitSwish
 from edgeattn.lower.extents import bound_extents
 from edgeattn.lower.float_gates import FloatGates
@@ -193,6 +194,29 @@ def test_a_clip_takes_the_place_of_a_pair_whose_range_stood_for_a_relu() -> None
     assert "Clip" in operators(lowered.to_model())
     x = np.full((1, 4, 2, 2), 0.8, np.float32)
     np.testing.assert_allclose(run(lowered.to_model(), {"x": x}), run(model, {"x": x}), atol=0.02)
+
+
+def test_a_gate_with_two_readers_becomes_two_gates_and_views_of_one_stay() -> None:
+    b = Builder()
+    gate = b.add("Sigmoid", "x")
+    rest = b.add("Sub", b.constant(np.float32(1)), gate)
+    both = b.add("Add", b.add("Mul", "x", gate), rest)
+    model = b.model({"x": (1, 4, 3, 3)}, both)
+    graph = Graph(model)
+    assert CopyGates().ensures(graph) != ""
+    assert run_passes(graph, [CopyGates()]) == ["copy-gates"]
+    assert operators(graph.to_model()).count("Sigmoid") == 2
+    x = np.random.default_rng(0).normal(size=(1, 4, 3, 3)).astype(np.float32)
+    np.testing.assert_array_equal(run(model, {"x": x}), run(graph.to_model(), {"x": x}))
+    b = Builder()
+    gate = b.add("Sigmoid", "x")
+    parts = [b.add("Reshape", gate, b.constant(np.array(shape, np.int64))) for shape in ((4, 1), (2, 2))]
+    views = b.model({"x": (1, 4)}, b.add("MatMul", b.add("Reshape", parts[0], parts_shape(b)), parts[1]))
+    assert run_passes(Graph(views), [CopyGates()]) == []
+
+
+def parts_shape(b: Builder) -> str:
+    return b.constant(np.array((2, 2), np.int64))
 
 
 def test_channels_are_aligned_exactly() -> None:

@@ -179,7 +179,7 @@ def test_the_command_says_which_forms_avoid_fallback(tmp_path: Path, monkeypatch
     monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path))
     path = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
     arguments = ["tune", str(path), "--target", "jetson-ssh", "--rank-by", "dla"]
-    for change in (*SMALL, "attention.kind=eca"):
+    for change in (*SMALL, "attention.kind=se"):
         arguments += ["--set", change]
     done = CliRunner().invoke(app, arguments)
     assert done.exit_code == 0, done.output
@@ -194,9 +194,9 @@ def test_a_run_takes_the_form_that_dla_wants(tmp_path: Path, monkeypatch: pytest
     """No device is needed to choose."""
     monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("EDGEATTN_JETSON_HOST", raising=False)
-    asked = recipe("attention.kind=cbam", "targets=[jetson-ssh]", "tune={rank_by: dla}", "measure.limit=4")
+    asked = recipe("attention.kind=se", "targets=[jetson-ssh]", "tune={rank_by: dla}", "measure.limit=4")
     steps = {step.name: step for step in plan_steps(asked)}
-    assert steps["tune"].what == "plan the exact forms of cbam for DLA"
+    assert steps["tune"].what == "plan the exact forms of se for DLA"
     assert steps["tune"].why_skipped == ""
     tuning = _Preparation(asked, Workspace(tmp_path / "run", SilentProgress()), SilentProgress())._tune()
     assert tuning is not None
