@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -16,6 +17,7 @@ from edgeattn.cli_options import (
     QuickOption,
     RecipeArgument,
     SetOption,
+    StrictOption,
     ThreadsOption,
     examples,
     load_request,
@@ -58,6 +60,7 @@ def _global_options(
         "edgeattn run recipes/quickstart.yaml --out runs/quickstart",
         "edgeattn run recipes/quickstart.yaml --set train.epochs=2 --set 'attention={kind: eca}'",
         "edgeattn run recipes/quickstart.yaml --json | jq .targets",
+        "edgeattn run recipes/quickstart.yaml --set 'targets=[tensorrt-rtx]' --strict",
     )
 )
 @handle_errors
@@ -68,12 +71,14 @@ def run(
         typer.Option("--out", "-o", metavar="DIR", help="Results; default runs/<name of the recipe>."),
     ] = None,
     overrides: SetOption = None,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Train, quantize, build, measure, report.
 
     Running it again with the same --out resumes: finished steps are not repeated. A bound under accept
-    that is missed ends with exit code 4.
+    that is missed ends with exit code 4, and so does a build that --strict fails; the bound of --strict is
+    accept.int8_coverage_min.
     """
     request = load_request(recipe, overrides)
 
@@ -87,7 +92,7 @@ def run(
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     folder = out if out is not None else Path("runs") / request.name
     with make_progress() as progress:
-        report = run_recipe(request, folder, progress=progress)
+        report = run_recipe(request, folder, strict=strict, progress=progress)
     if as_json:
         print_json(report.model_dump(mode="json"))
     else:
@@ -147,6 +152,7 @@ def targets(as_json: JsonOption = False) -> None:
     epilog=examples(
         "edgeattn quantize model.onnx --calibration photos/ --out out --target ort-cpu --target openvino-cpu",
         "edgeattn quantize model.onnx --calibration samples.npy --out out --tuning-steps 0",
+        "edgeattn quantize model.onnx --calibration photos/ --out out --target tensorrt-rtx --strict",
     )
 )
 @handle_errors
@@ -170,6 +176,13 @@ def quantize(
         int,
         typer.Option(min=0, max=10_000, help="Batches that biases and ranges are tuned with; 0 is quick."),
     ] = 120,
+    int8_coverage_min: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Share of the layers with weights that must run in INT8; else exit code 4."
+        ),
+    ] = None,
+    strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:
     """Quantize your own ONNX model.
@@ -180,6 +193,7 @@ def quantize(
     from edgeattn.pipeline import quantize_onnx
     from edgeattn.progress import make_progress
     from edgeattn.quant.config import PtqConfig
+    from edgeattn.recipe import Accept
 
     with make_progress() as progress:
         report = quantize_onnx(
@@ -188,6 +202,8 @@ def quantize(
             out,
             targets=split_names(target),
             config=PtqConfig(range_estimator=range_estimator, tuning_steps=tuning_steps),
+            accept=Accept(int8_coverage_min=int8_coverage_min),
+            strict=strict,
             progress=progress,
         )
     if as_json:
@@ -239,6 +255,8 @@ def bench(
     epilog=examples(
         "edgeattn tune recipes/quickstart.yaml",
         "edgeattn tune recipes/quickstart.yaml --target openvino-cpu --threads 2 --again",
+        "edgeattn tune recipes/sign_digits_mobilenetv2_eca.yaml --target tensorrt-rtx",
+        "edgeattn tune recipes/sign_digits_mobilenetv2_eca.yaml --target jetson-ssh --rank-by dla",
         "edgeattn run recipes/quickstart.yaml --set tune={}   # tunes if needed, builds what is fastest",
     )
 )
@@ -252,6 +270,10 @@ def tune(
     threads: Annotated[
         int | None, typer.Option(min=1, max=256, help="Threads of one inference; default the recipe's.")
     ] = None,
+    rank_by: Annotated[
+        Literal["speed", "dla"] | None,
+        typer.Option(help="dla: fewest hand-overs between DLA and GPU; default the recipe's tune.rank_by."),
+    ] = None,
     again: Annotated[bool, typer.Option(help="Measure even if this machine has an answer.")] = False,
     as_json: JsonOption = False,
 ) -> None:
@@ -259,9 +281,13 @@ def tune(
 
     Forms do not change the network's function. Gate policies do, so they are only put in order of speed;
     a run with tune takes the fastest that keeps accept.agreement_min. What is found is kept for this
-    machine, runtime and network, and reused.
+    machine, runtime and network, and reused. Where no device is, tensorrt-rtx ranks by the kernels that it builds.
     """
-    request = load_request(recipe, overrides)
+    changes = list(overrides or ())
+    request = load_request(recipe, changes)
+    if rank_by is not None:
+        spec = request.tune.model_dump(mode="json") if request.tune else {}
+        request = load_request(recipe, [*changes, f"tune={json.dumps({**spec, 'rank_by': rank_by})}"])
 
     from edgeattn.cli_output import print_json, print_tuning
     from edgeattn.extras import require

@@ -15,6 +15,7 @@ __all__ = [
     "QuickOption",
     "RecipeArgument",
     "SetOption",
+    "StrictOption",
     "ThreadsOption",
     "examples",
     "load_request",
@@ -35,6 +36,15 @@ SetOption = Annotated[
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of one inference.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="64 timed inferences: for a first look.")]
+
+StrictOption = Annotated[
+    bool,
+    typer.Option(
+        "--strict",
+        help="Fail the build of a target that tells that less of it runs in INT8 than the bound; without a bound, "
+        "than every layer with weights.",
+    ),
+]
 
 
 def load_request(path: Path, overrides: list[str] | None) -> Recipe:

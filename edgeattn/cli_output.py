@@ -161,6 +161,9 @@ def print_bench(result: Mapping[str, Any]) -> None:
 def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
     """Print every candidate with its ratio to the best one before it, and what was chosen."""
     console = open_console()
+    if tuning["key"].get("rank_by") == "dla":
+        _print_dla_tuning(console, tuning, path)
+        return
     rows = []
     for item in tuning["candidates"]:
         low, high = item["ratio_interval"]
@@ -184,6 +187,29 @@ def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
         )
     print_line(console, f"fastest on {key['target']} {key['runtime']}, {threads}: {_forms(tuning['forms'])}")
     print_line(console, f"gate policies from the fastest on: {', '.join(tuning['policies'])}")
+    print_line(console, str(path))
+
+
+def _print_dla_tuning(console: Console, tuning: Mapping[str, Any], path: Path) -> None:
+    rows = []
+    for item in tuning["candidates"]:
+        # Reasons begin with the operation; their shapes differ from layer to layer.
+        kinds: Counter[str] = Counter()
+        for reason, count in item["fallbacks"].items():
+            kinds[reason.partition(":")[0]] += count
+        why = ", ".join(f"{count} x {kind}" for kind, count in kinds.most_common())
+        kept = "yes" if item["kept"] else ""
+        rows.append((_forms(item["forms"]), str(item["loadables"]), str(item["gpu_parts"]), kept, why))
+    print_table(console, ("form", "loadables", "GPU parts", "kept", "what falls back"), rows, left=5)
+    chosen = next(item for item in tuning["candidates"] if item["kept"])
+    avoids = [_forms(item["forms"]) for item in tuning["candidates"] if not item["gpu_parts"]]
+    said = f"without fallback: {', '.join(avoids)}" if avoids else "every form falls back to the GPU"
+    print_line(console, f"by NVIDIA's tables, means spelled as small pools (`edgeattn lint --fix`): {said}")
+    fits = "fits" if chosen["loadables"] <= 16 else "does not fit"
+    print_line(
+        console,
+        f"fewest hand-overs: {_forms(tuning['forms'])}; {chosen['loadables']} loadables of 16 ({fits})",
+    )
     print_line(console, str(path))
 
 

@@ -7,6 +7,7 @@
   + MissingExtraError(ImportError) (3): a package that this step needs is absent
   + TargetUnavailable (3): a target cannot run on this machine
   + ParityError (4): engines or numbers do not agree within the accepted bounds
+  + CoverageError (4): less of a built network runs in INT8 than was asked for
   + ArtifactError (1): a file changed, is missing, or could not be written
 
 Every message says what is wrong, what was got, and how to fix it.
@@ -15,10 +16,12 @@ Every message says what is wrong, what was got, and how to fix it.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 __all__ = [
     "ArtifactError",
+    "CoverageError",
     "DataError",
     "EdgeAttnError",
     "MissingExtraError",
@@ -70,6 +73,21 @@ class ParityError(EdgeAttnError):
     """Numbers that must agree do not."""
 
     exit_code = 4
+
+
+class CoverageError(EdgeAttnError):
+    """Less of a network runs in INT8 than was asked for.
+
+    Args:
+        message: What is missing, and where.
+        build: Details of the engine, which is not kept.
+    """
+
+    exit_code = 4
+
+    def __init__(self, message: str, build: Mapping[str, Any]) -> None:
+        super().__init__(message)
+        self.build = dict(build)
 
 
 class ArtifactError(EdgeAttnError):

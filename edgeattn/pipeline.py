@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from edgeattn.errors import RecipeError
 from edgeattn.extras import require
 from edgeattn.lower.preferences import preferred_forms
+from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_parity import parity_model
 from edgeattn.pipeline_tools import bench_engines, quantize_onnx
@@ -76,12 +77,16 @@ def plan_steps(recipe: Recipe) -> tuple[Step, ...]:
     return (*steps, Step("report", "report.json and report.html"))
 
 
-def run_recipe(recipe: Recipe, out: Path, *, progress: Progress | None = None) -> Report:
+def run_recipe(
+    recipe: Recipe, out: Path, *, strict: bool = False, progress: Progress | None = None
+) -> Report:
     """Train, quantize, build, measure and report.
 
     Args:
         recipe: What to do.
         out: Folder of the run. One that holds an unfinished run is resumed.
+        strict: Fail the build of a target that tells that less of it runs in INT8 than
+            ``accept.int8_coverage_min``, or than every layer with weights where the recipe sets no bound.
         progress: Hears how far it is.
 
     Returns:
@@ -101,8 +106,10 @@ def run_recipe(recipe: Recipe, out: Path, *, progress: Progress | None = None) -
     work = _workload(recipe, prepared)
     results: dict[str, TargetResult] = {}
     reasons = _judge_float(recipe, prepared)
+    bound = recipe.accept.int8_coverage_min
+    wanted = (STRICT_COVERAGE if bound is None else bound) if strict else None
     for name in recipe.targets:
-        measured = deploy(name, work, out, progress)
+        measured = deploy(name, work, out, progress, strict=wanted)
         results[name] = measured.result
         reasons += judge_target(name, measured, recipe.accept)
     if not any(result.status in ("ok", "built") for result in results.values()):
@@ -117,14 +124,23 @@ def run_recipe(recipe: Recipe, out: Path, *, progress: Progress | None = None) -
 def _tune_steps(recipe: Recipe) -> tuple[Step, ...]:
     if recipe.tune is None:
         return ()
-    name = recipe.targets[0]
-    here = get_target(name).probe()
-    what = (
-        f"time the exact forms of {recipe.attention.kind} and {len(recipe.tune.policies)} policies on {name}"
-    )
-    if recipe.attention.kind == "none":
-        return (Step("tune", what, "there is no attention"),)
-    return (Step("tune", what, "" if here.can_run else here.reason),)
+    name, kind = recipe.targets[0], recipe.attention.kind
+    target = get_target(name)
+    here = target.probe()
+    policies = f" and {len(recipe.tune.policies)} policies"
+    if recipe.tune.rank_by == "dla":
+        return (
+            Step("tune", f"plan the exact forms of {kind} for DLA", "" if kind != "none" else _NO_ATTENTION),
+        )
+    counts = not here.can_run and here.can_build and target.profile == "s8"
+    how = "count the kernels of" if counts else "time"
+    what = f"{how} the exact forms of {kind}{policies} on {name}"
+    if kind == "none":
+        return (Step("tune", what, _NO_ATTENTION),)
+    return (Step("tune", what, "" if here.can_run or counts else here.reason),)
+
+
+_NO_ATTENTION = "there is no attention"
 
 
 def _edge_form(recipe: Recipe) -> str:

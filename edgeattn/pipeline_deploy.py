@@ -7,13 +7,12 @@ import logging
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from edgeattn.artifact import OnnxArtifact
-from edgeattn.errors import EdgeAttnError
+from edgeattn.errors import CoverageError, EdgeAttnError
 from edgeattn.measure import (
     AcceptBounds,
     LatencyComparison,
@@ -23,6 +22,7 @@ from edgeattn.measure import (
     judge,
     run_session,
 )
+from edgeattn.pipeline_coverage import check_coverage, judge_coverage
 from edgeattn.progress import Progress
 from edgeattn.recipe import Accept
 from edgeattn.report import (
@@ -81,10 +81,19 @@ class Measured:
     comparison: LatencyComparison | None = None
 
 
-def deploy(name: str, work: Workload, folder: Path, progress: Progress) -> Measured:
+def deploy(
+    name: str, work: Workload, folder: Path, progress: Progress, *, strict: float | None = None
+) -> Measured:
     """Build INT8 and FP32 engines for a target, and measure them where they can run.
 
     A target that is missing or fails becomes an entry that says so: the others go on.
+
+    Args:
+        name: Of the target.
+        work: What is built and measured.
+        folder: Of the run.
+        progress: Hears how far it is.
+        strict: Fail the INT8 build where a smaller share of its layers with weights runs in INT8; None: do not.
     """
     target = get_target(name)
     available = target.probe()
@@ -92,7 +101,11 @@ def deploy(name: str, work: Workload, folder: Path, progress: Progress) -> Measu
         reason = available.reason + (f" Install it with: {available.install}" if available.install else "")
         return Measured(TargetResult(status="unavailable", reason=reason))
     try:
-        return _deploy(target, work, folder, available.can_run, available.reason, progress)
+        return _deploy(target, work, folder, available.can_run, available.reason, progress, strict)
+    except CoverageError as exc:
+        return Measured(
+            TargetResult(status="failed", error=str(exc), profile=_profile(target), build=exc.build)
+        )
     except EdgeAttnError as exc:
         logger.debug("target %s failed", name, exc_info=True)
         return Measured(TargetResult(status="failed", error=str(exc), profile=_profile(target)))
@@ -108,7 +121,9 @@ def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonRe
     if result.status == "unavailable":
         return []
     if result.status == "failed":
-        return [ReasonResult(bound="targets", target=name, passed=False, text=f"failed: {result.error}")]
+        said = (result.error or "").partition("\n")[0]
+        bound = "int8_coverage_min" if result.build else "targets"
+        return [ReasonResult(bound=bound, target=name, passed=False, text=f"failed: {said}")]
     is_s8 = result.profile == "s8"
     agreement = accept.agreement_min
     if is_s8 and accept.s8_agreement_min is not None:
@@ -124,7 +139,7 @@ def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonRe
     ratio = None
     if measured.comparison is not None:
         ratio = measured.comparison.ratios["int8"]
-    reasons = _judge_coverage(name, result, accept.int8_coverage_min)
+    reasons = judge_coverage(name, result.build, accept.int8_coverage_min)
     for reason in judge(bounds, measured.parity, ratio).reasons:
         key = _REASON_KEYS[reason.metric]
         if key == "agreement_min" and is_s8 and accept.s8_agreement_min is not None:
@@ -143,30 +158,6 @@ def judge_target(name: str, measured: Measured, accept: Accept) -> list[ReasonRe
     return reasons
 
 
-def _judge_coverage(name: str, result: TargetResult, wanted: float | None) -> list[ReasonResult]:
-    """Judge what was built; targets that do not tell what they built are not judged."""
-    coverage: Any = result.build.get("coverage")
-    if wanted is None or not isinstance(coverage, dict) or coverage.get("int8_coverage") is None:
-        return []
-    got, missing = float(coverage["int8_coverage"]), list(coverage["not_int8"])
-    floating = list(coverage["float32_kernel_names"]) if wanted == 1.0 else []
-    text = f"{100 * got:.1f} % of {coverage['convolutions']} layers with weights run in INT8, wanted {100 * wanted:.1f} %"
-    if missing:
-        text += f"; not {', '.join(missing)}"
-    if floating:
-        text += f"; {coverage['float32_kernels']} kernels compute in float32: {', '.join(floating)}"
-    return [
-        ReasonResult(
-            bound="int8_coverage_min",
-            target=name,
-            wanted=wanted,
-            got=got,
-            passed=got >= wanted and not floating,
-            text=text,
-        )
-    ]
-
-
 def module_of(layer: str) -> str | None:
     """Return the module path in a layer's name, such as ``features.2.conv.0`` in ``features/2/conv/0/...``."""
     path = layer.split("_token_")[0].removesuffix(".quantized").removesuffix(".dequantized")
@@ -179,12 +170,18 @@ def _profile(target: Target) -> str | None:
 
 
 def _deploy(
-    target: Target, work: Workload, folder: Path, can_run: bool, why_not: str, progress: Progress
+    target: Target,
+    work: Workload,
+    folder: Path,
+    can_run: bool,
+    why_not: str,
+    progress: Progress,
+    strict: float | None,
 ) -> Measured:
     name = target.name
     progress.update(name, 0, 4)
     workdir = folder / name
-    int8 = _build(target, work.qdq[target.profile], workdir / "int8")
+    int8 = _build(target, work.qdq[target.profile], workdir / "int8", strict)
     progress.update(name, 1, 4)
     result = TargetResult(
         status="ok" if can_run else "built",
@@ -240,10 +237,17 @@ def _deploy(
     return Measured(result, parity, comparison)
 
 
-def _build(target: Target, artifact: OnnxArtifact, workdir: Path) -> Engine:
+def _build(target: Target, artifact: OnnxArtifact, workdir: Path, strict: float | None = None) -> Engine:
     (workdir / "lowered").mkdir(parents=True, exist_ok=True)
     # What was lowered lies apart: the engine's folder holds the engine and its manifest.
     engine = target.build(target.lower(artifact, workdir / "lowered"), workdir)
+    if strict is not None:
+        try:
+            check_coverage(target.name, engine.details, strict)
+        except CoverageError:
+            # No engine is left that somebody might take for a good one.
+            engine.path.unlink(missing_ok=True)
+            raise
     save_engine(engine)
     return engine
 

@@ -20,6 +20,7 @@ from edgeattn.export.qdq import emit_qdq
 from edgeattn.extras import require
 from edgeattn.measure import compare_latency, describe_environment, run_session
 from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_layers import layer_results
 from edgeattn.progress import Progress, SilentProgress
@@ -42,6 +43,8 @@ def quantize_onnx(
     *,
     targets: Sequence[str] = (),
     config: PtqConfig | None = None,
+    accept: Accept | None = None,
+    strict: bool = False,
     progress: Progress | None = None,
 ) -> Report:
     """Quantize a float32 ONNX classifier and build engines from it.
@@ -55,6 +58,9 @@ def quantize_onnx(
         out: Folder for engines and report.
         targets: Names; empty means every target that builds here.
         config: How ranges follow from samples; None means the defaults.
+        accept: Bounds that the report is judged by.
+        strict: Fail the build of a target that tells that less of it runs in INT8 than
+            ``accept.int8_coverage_min``, or than every layer with weights where there is no bound.
         progress: Hears how far it is.
 
     Raises:
@@ -120,10 +126,13 @@ def quantize_onnx(
         },
     )
     reasons: list[ReasonResult] = []
+    accept = accept or Accept()
+    bound = accept.int8_coverage_min
+    wanted = (STRICT_COVERAGE if bound is None else bound) if strict else None
     for name in chosen:
-        measured = deploy(name, work, out, progress)
+        measured = deploy(name, work, out, progress, strict=wanted)
         report.targets[name] = measured.result
-        reasons += judge_target(name, measured, Accept())
+        reasons += judge_target(name, measured, accept)
     report.reasons = reasons
     report.verdict = "pass" if all(reason.passed for reason in reasons) else "fail"
     write_report(report, out)

@@ -291,15 +291,15 @@ class _Preparation:
     # ------------------------------------------------------------------------------ helpers
 
     def _tune(self) -> Tuning | None:
-        """Return what is fastest on the first target; None where the recipe does not ask, or it cannot run."""
+        """Return what is fastest on the first target; None where the recipe does not ask, or nothing tells."""
         recipe = self.recipe
         if recipe.tune is None or recipe.attention.kind == "none":
             return None
-        if not get_target(recipe.targets[0]).probe().can_run:
-            self.progress.note(f"tune: {recipe.targets[0]} cannot run here; its usual forms are taken")
-            return None
-        from edgeattn.pipeline_tune import tune
+        from edgeattn.pipeline_tune import can_tune, tune
 
+        if why_not := can_tune(get_target(recipe.targets[0]), recipe.tune):
+            self.progress.note(f"tune: {why_not} Its usual forms are taken.")
+            return None
         return tune(recipe, progress=self.progress)
 
     def _plan(

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import tempfile
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -24,9 +25,11 @@ from edgeattn.errors import RecipeError, TargetUnavailable
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
+from edgeattn.lint import choose_for_dla
 from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure.latency import compare_latency
 from edgeattn.models import to_edge_form
+from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_float import build_network
 from edgeattn.pipeline_tune_store import Candidate, Stage, Tuning, TuningStore, tuning_key
 from edgeattn.progress import Progress
@@ -37,7 +40,10 @@ from edgeattn.quant.ptq import make_plan
 from edgeattn.recipe import Recipe, TuneSpec
 from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target
 
-__all__ = ["tune"]
+__all__ = ["can_tune", "tune"]
+
+DLA_TARGETS = ("tensorrt", "jetson-ssh")
+"""Targets whose devices may have a deep learning accelerator."""
 
 _CLASSES = 1000
 ROUNDS = 16
@@ -81,27 +87,47 @@ def tune(
     if recipe.attention.kind == "none":
         raise RecipeError("This recipe inserts no attention (attention.kind is none): nothing to tune.")
     runtime = get_target(target or recipe.targets[0])
-    here = runtime.probe()
-    # A build's list of kernels ranks forms where nothing can be timed, on targets that give one.
-    counts = not here.can_run and here.can_build and runtime.profile == "s8"
-    if not here.can_run and not counts:
-        raise TargetUnavailable(f"{runtime.name} cannot run here, so nothing can be timed: {here.reason}")
-    threads = threads or recipe.measure.threads
     recipe = recipe if recipe.tune else recipe.model_copy(update={"tune": TuneSpec()})
+    spec = recipe.tune or TuneSpec()
+    if why_not := can_tune(runtime, spec):
+        raise TargetUnavailable(why_not)
+    threads = threads or recipe.measure.threads
     store = store or TuningStore()
     key = tuning_key(recipe, runtime, threads)
-    if counts:
-        key["ranked_by"] = "kernels, then bytes moved"
+    kind: type[_Search] = _Search
+    if spec.rank_by == "dla":
+        kind, key["ranked_by"] = _PlanningSearch, "hand-overs between DLA and GPU"
+    elif not runtime.probe().can_run:
+        kind, key["ranked_by"] = _CountingSearch, "kernels, then bytes moved"
     known = None if again else store.load(key)
     if known is not None:
         return known
     timing = dataclasses.replace(timing or _TIMING, threads=threads)
     with tempfile.TemporaryDirectory(prefix="edgeattn-tune-") as folder:
-        search = (_CountingSearch if counts else _Search)(recipe, runtime, timing, Path(folder), progress)
-        found = search.run()
+        found = kind(recipe, runtime, timing, Path(folder), progress).run()
     tuning = Tuning(key=key, **found)
     store.save(tuning)
     return tuning
+
+
+def can_tune(target: Target, spec: TuneSpec) -> str:
+    """Return why forms cannot be ranked for a target here, or an empty string.
+
+    Without a device, a build's list of kernels ranks them on targets that give one; for DLA nothing is built.
+
+    Raises:
+        RecipeError: If they are to be ranked for DLA on a target that has none.
+    """
+    if spec.rank_by == "dla":
+        if target.name not in DLA_TARGETS:
+            raise RecipeError(
+                f"tune.rank_by is dla, but {target.name} has no DLA. Tune for {' or '.join(DLA_TARGETS)}."
+            )
+        return ""
+    here = target.probe()
+    if here.can_run or (here.can_build and target.profile == "s8"):
+        return ""
+    return f"{target.name} cannot run here, so nothing can be timed: {here.reason}"
 
 
 _Figures = tuple[float | None, float, tuple[float, float]]
@@ -268,6 +294,46 @@ class _CountingSearch(_Search):
             )
         # Kernels decide; bytes only between equals, so they weigh less than one kernel together.
         return float(details["kernels"] + details["coverage"]["bytes_moved"] * 1e-12)
+
+
+class _PlanningSearch(_Search):
+    """Ranks by the parts that DLA's tables cut a network into: nothing is built, and policies do not matter."""
+
+    def run(self) -> dict[str, Any]:
+        """Plan every form."""
+        kind, names = self.recipe.attention.kind, self._forms()
+        graphs: dict[str, Graph] = {}
+        for index, name in enumerate(names):
+            edge = to_edge_form(self.model, self.size, self.size, form={kind: name}, materialize=True)
+            graphs[name] = Graph(export_float(edge, self.image.shape).model)
+            if self.progress:
+                self.progress.update("plan", index + 1, len(names))
+        chosen, plans = choose_for_dla(graphs)
+        start = preferred_forms(self.target.name).get(kind, names[0])
+        base = len(plans[start if start in plans else names[0]].parts)
+        for name, plan in plans.items():
+            ratio = len(plan.parts) / base
+            fallbacks: Counter[str] = Counter()
+            for part in plan.parts:
+                fallbacks.update(part.reasons)
+            self.candidates.append(
+                Candidate(
+                    stage="form",
+                    forms={kind: name},
+                    policy=self.spec.policies[0],
+                    ratio=ratio,
+                    ratio_interval=(ratio, ratio),
+                    kept=name == chosen,
+                    loadables=plan.loadables,
+                    gpu_parts=plan.gpu_parts,
+                    fallbacks=dict(fallbacks),
+                )
+            )
+        return {
+            "forms": {kind: chosen},
+            "policies": list(self.spec.policies),
+            "candidates": self.candidates,
+        }
 
 
 def _id(choice: _Choice) -> str:

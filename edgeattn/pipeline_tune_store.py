@@ -33,12 +33,15 @@ class Candidate(BaseModel):
         stage: ``"form"``, ``"policy"`` or ``"size"``.
         forms: Edge form by mechanism or module path.
         policy: Gate policy.
-        latency_ms: Median of the whole network; None where nothing could run, and kernels were counted.
-        ratio: Median over rounds of its latency over the latency of the best one before it.
+        latency_ms: Median of the whole network; None where nothing ran, and something was counted.
+        ratio: Median over rounds of its latency over the latency of the best one before it; or of the counts.
         ratio_interval: 95 % bootstrap interval of `ratio`.
         kept: Whether it became the best one.
         kernels: In the engine, on targets that tell.
         bytes_moved: By its kernels, likewise.
+        loadables: That DLA would run, where ranked by hand-overs; a core holds 16.
+        gpu_parts: That would fall back to the GPU, likewise.
+        fallbacks: Why, each with the number of its operations, likewise.
     """
 
     model_config = _STRICT
@@ -46,12 +49,15 @@ class Candidate(BaseModel):
     stage: Stage
     forms: dict[str, str]
     policy: GatePolicy
-    latency_ms: Annotated[float, Field(gt=0)] | None
+    latency_ms: Annotated[float, Field(gt=0)] | None = None
     ratio: Annotated[float, Field(gt=0)]
     ratio_interval: tuple[float, float]
     kept: bool
     kernels: int | None = None
     bytes_moved: int | None = None
+    loadables: int | None = None
+    gpu_parts: int | None = None
+    fallbacks: dict[str, int] = Field(default_factory=dict)
 
 
 class Tuning(BaseModel):
@@ -137,6 +143,7 @@ def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
         },
         "policies": list(spec.policies) if spec else None,
         "by_size": spec.by_size if spec else None,
+        "rank_by": spec.rank_by if spec else None,
     }
 
 

@@ -16,6 +16,7 @@ from edgeattn.artifact import read_json, write_bytes
 from edgeattn.cli_errors import plain_text
 from edgeattn.errors import ArtifactError, close_matches_hint
 from edgeattn.report import Report, load_report
+from edgeattn.report_kernels import kernel_table
 
 if TYPE_CHECKING:
     from edgeattn.report import LatencyResult, TargetResult
@@ -182,6 +183,19 @@ def _tax_row(value: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...
     )
 
 
+def _tensorrt_kernels(root: Path) -> str:
+    path = root / "recipes" / "benchmarks" / "tensorrt_kernels.json"
+    if not path.is_file():
+        return "No benchmark is saved yet: run `python -m tests.benchmarks.tensorrt_kernels`."
+    try:
+        header, rows, said = kernel_table(read_json(path))
+    except (KeyError, TypeError, IndexError) as exc:
+        raise ArtifactError(
+            f"{path} is not a result of tests.benchmarks.tensorrt_kernels: {exc!r}. Run the benchmark again."
+        ) from exc
+    return _markdown(header, rows, left=3) + "\n\n" + said
+
+
 def _times(row: Mapping[str, Any], key: str) -> str:
     low, high = row[f"{key}_interval"]
     return f"{row[key]:.2f}x ({low:.2f} to {high:.2f})"
@@ -279,6 +293,7 @@ GENERATORS: dict[str, Callable[[Path], str]] = {
     "quickstart": _quickstart,
     "recipes": _recipes,
     "results": _results,
+    "tensorrt-kernels": _tensorrt_kernels,
 }
 """Name of a generated part -> what writes it, given the project's folder."""
 

@@ -171,6 +171,13 @@ class TuneSpec(BaseModel):
             description="Also let gates on maps of different sizes take different forms: some minutes more."
         ),
     ] = False
+    rank_by: Annotated[
+        Literal["speed", "dla"],
+        Field(
+            description="speed: time, or where nothing can run the kernels of a build. dla: fewest hand-overs between "
+            "a Jetson's deep learning accelerator and its GPU, by NVIDIA's tables; nothing is built."
+        ),
+    ] = "speed"
 
 
 class MeasureSpec(BaseModel):

@@ -51,8 +51,8 @@ class FakePipeline(ModuleType):
         self.error: BaseException | None = None
         self.calls: list[tuple[Any, ...]] = []
 
-    def run_recipe(self, recipe: Recipe, out: Path, *, progress: Any) -> Report:
-        self.calls.append((recipe, out))
+    def run_recipe(self, recipe: Recipe, out: Path, *, strict: bool, progress: Any) -> Report:
+        self.calls.append((recipe, out, strict))
         progress.update("train", 1, 2, loss=0.5)
         progress.note("halfway")
         if self.error is not None:
@@ -135,9 +135,11 @@ def test_run_prints_results_and_where_they_are(pipeline: FakePipeline, recipe: s
     assert str(tmp_path / "report.json") in result.stdout
     assert str(tmp_path / "report.html") in result.stdout
     assert "halfway" in result.stderr
-    (request, out), *_ = pipeline.calls
+    (request, out, strict), *_ = pipeline.calls
     assert request.train.epochs == 1
-    assert out == tmp_path
+    assert (out, strict) == (tmp_path, False)
+    invoke("run", recipe, "--out", str(tmp_path), "--strict")
+    assert pipeline.calls[-1][2] is True
 
 
 def test_run_has_a_default_folder(

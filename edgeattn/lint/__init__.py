@@ -6,11 +6,13 @@ from collections.abc import Sequence
 
 from edgeattn.errors import RecipeError, close_matches_hint
 from edgeattn.lint.base import LINT_TARGETS, Evidence, Finding, LintTarget, Rule, View
+from edgeattn.lint.dla_fallbacks import DLA_FALLBACKS
 from edgeattn.lint.dla_plan import DlaPart, DlaPlan, choose_for_dla, plan_dla
 from edgeattn.lint.rules import RULES
 from edgeattn.onnx_graph import Graph
 
 __all__ = [
+    "DLA_FALLBACKS",
     "LINT_TARGETS",
     "RULES",
     "DlaPart",

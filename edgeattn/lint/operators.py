@@ -8,15 +8,13 @@ from onnx import NodeProto
 
 from edgeattn.lint.base import Evidence, Rule, View, name_of
 from edgeattn.lint.dla_support import why_not_dla
+from edgeattn.lower.copy_gates import GATES, VIEWS, CopyGates
 from edgeattn.lower.explicit_swish import ExplicitSwish
 from edgeattn.lower.half_remainder import is_int8
 from edgeattn.lower.split_pools import SplitPools
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["RULES"]
-
-_VIEWS = frozenset({"Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Transpose"})
-_GATES = ("Sigmoid", "HardSigmoid")
 
 
 def _one_dimensional(view: View) -> Iterator[Evidence]:
@@ -54,30 +52,14 @@ def _dynamic_shapes(view: View) -> Iterator[Evidence]:
 
 
 def _shared_sigmoids(view: View) -> Iterator[Evidence]:
-    for node in view.nodes(*_GATES):
+    for node in view.nodes(*GATES):
         readers = view.readers(node.output[0])
-        if len(readers) > 1 and not all(reader.op_type in _VIEWS for reader in readers):
+        if len(readers) > 1 and not all(reader.op_type in VIEWS for reader in readers):
             yield Evidence(name_of(node), node.output[0], f"{len(readers)} consumers")
 
 
-def _copy_sigmoids(graph: Graph) -> bool:
-    """Give every direct reader of a gate its own copy of it."""
-    changed = False
-    for node in [item for item in graph.nodes if item.op_type in _GATES]:
-        users = graph.consumers.get(node.output[0], [])
-        if len(users) < 2 or all(user.op_type in _VIEWS for user in users):
-            continue
-        for user in users[1:]:
-            clone = NodeProto()
-            clone.CopyFrom(node)
-            clone.output[0] = graph.fresh_name(f"{node.output[0]}.copy")
-            clone.name = clone.output[0]
-            graph.replace_input(node.output[0], clone.output[0], [user])
-            graph.nodes.append(clone)
-            graph.reindex()
-        changed = True
-    graph.sort()
-    return changed
+def _copy_gates(graph: Graph) -> bool:
+    return CopyGates()(graph)
 
 
 def _depthwise_swish(view: View) -> Iterator[Evidence]:
@@ -89,8 +71,8 @@ def _depthwise_swish(view: View) -> Iterator[Evidence]:
         if not is_int8(view.graph, node):
             continue
         users = view.graph.consumers.get(node.output[0], [])
-        if any(user.op_type in _GATES for user in view.readers(node.output[0])) and not any(
-            user.op_type in _GATES for user in users
+        if any(user.op_type in GATES for user in view.readers(node.output[0])) and not any(
+            user.op_type in GATES for user in users
         ):
             yield Evidence(
                 name_of(node), node.output[0], "Q/DQ between the depthwise convolution and its swish"
@@ -151,7 +133,7 @@ RULES = (
         frozenset({"tensorrt", "dla"}),
         "warning",
         _shared_sigmoids,
-        _copy_sigmoids,
+        _copy_gates,
     ),
     Rule(
         "TRT004",

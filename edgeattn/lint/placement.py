@@ -9,11 +9,12 @@ from onnx import NodeProto, helper
 
 from edgeattn.lint.base import Evidence, Rule, View, name_of
 from edgeattn.lower.extents import bound_extents
+from edgeattn.lower.half_products import HalfProducts, float32_products
 from edgeattn.lower.half_remainder import HalfRemainder, float32_nodes, is_int8, remainder
 from edgeattn.lower.patterns import dequantize_of, quantize_behind
 from edgeattn.onnx_graph import Graph, attribute
 
-__all__ = ["FLOAT32_REMAINDER", "RULES"]
+__all__ = ["FLOAT32_PRODUCTS", "FLOAT32_REMAINDER", "RULES"]
 
 _INT8 = ("Conv", "ConvTranspose", "Gemm", "MatMul")
 
@@ -153,6 +154,15 @@ def _half(graph: Graph) -> bool:
     return HalfRemainder()(graph)
 
 
+def _float_products(view: View) -> Iterator[Evidence]:
+    for node in float32_products(view.graph):
+        yield Evidence(name_of(node), node.output[0], f"{node.op_type} in INT8, float32 in name")
+
+
+def _half_products(graph: Graph) -> bool:
+    return HalfProducts()(graph)
+
+
 RULES = (
     Rule(
         "QDQ001",
@@ -200,4 +210,15 @@ FLOAT32_REMAINDER = Rule(
     "warning",
     _float_remainder,
     _half,
+)
+
+FLOAT32_PRODUCTS = Rule(
+    "TRT005",
+    "an INT8 matrix product that is float32 in name",
+    "TensorRT for RTX 1.7.1 does not build it for Turing (SM75); with casts to float16 round it, one file builds for "
+    "SM75 to SM121, and its kernels are the same.",
+    frozenset({"tensorrt"}),
+    "warning",
+    _float_products,
+    _half_products,
 )

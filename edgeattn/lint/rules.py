@@ -13,4 +13,5 @@ RULES: tuple[Rule, ...] = (
     *placement.RULES,
     *operators.RULES,
     placement.FLOAT32_REMAINDER,
+    placement.FLOAT32_PRODUCTS,
 )

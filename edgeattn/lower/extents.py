@@ -83,7 +83,7 @@ def _bound(graph: Graph, node: NodeProto, known: Mapping[str, float]) -> float |
         return sum(numbers)
     if node.op_type == "Mul":
         return float(np.prod(numbers))
-    if node.op_type in ("Conv", "Gemm"):
+    if node.op_type in ("Conv", "Gemm", "MatMul"):
         return _convolved(graph, node, numbers[0])
     return None
 
@@ -94,7 +94,7 @@ _JOINING = frozenset({"Concat", "Add", "Sub", "Sum", "Mul"})
 def _convolved(graph: Graph, node: NodeProto, largest: float) -> float | None:
     weight = _weight(graph, node.input[1])
     bias = graph.constant(node.input[2]) if len(node.input) > 2 and node.input[2] else np.zeros(1)
-    if weight is None or bias is None:
+    if weight is None or bias is None or (node.op_type == "MatMul" and weight.ndim != 2):
         return None
     axis = 0 if node.op_type == "Conv" or attribute(node, "transB", 0) else 1
     rows = np.abs(np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)).sum(axis=1)

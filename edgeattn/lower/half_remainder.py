@@ -21,7 +21,15 @@ from onnx import NodeProto, TensorProto, helper
 from edgeattn.lower.extents import bound_extents
 from edgeattn.onnx_graph import Graph
 
-__all__ = ["FLOAT32_KEY", "HalfRemainder", "float32_nodes", "is_int8", "remainder"]
+__all__ = [
+    "FLOAT32_KEY",
+    "HalfRemainder",
+    "cast_to_half",
+    "fits_half",
+    "float32_nodes",
+    "is_int8",
+    "remainder",
+]
 
 FLOAT32_KEY = "edgeattn.float32"
 """Metadata entry: names of the nodes that stay float32 because of their values, separated by spaces."""
@@ -54,8 +62,7 @@ class HalfRemainder:
         if kept:
             graph.metadata[FLOAT32_KEY] = " ".join(node.name or node.output[0] for node in kept)
         if chosen:
-            _cast_inputs(graph, chosen)
-            _cast_outputs(graph, chosen)
+            cast_to_half(graph, chosen)
         return bool(chosen)
 
     def ensures(self, graph: Graph) -> str:
@@ -127,7 +134,7 @@ def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
         if is_int8(graph, node) or _is_fused(graph, node):
             continue
         fits = all(
-            _fits(extents.get(name))
+            fits_half(extents.get(name))
             for name in (*node.input, *node.output)
             if name and types.get(name) == "float32" and not _is_bias(node, name)
         )
@@ -143,11 +150,17 @@ def _is_bias(node: NodeProto, name: str) -> bool:
     return node.op_type in _INT8 and name in node.input[2:]
 
 
-def _fits(extent: float | None) -> bool:
+def fits_half(extent: float | None) -> bool:
     """Return whether float16 holds values of this size; what nothing is known about does not fit."""
     if extent is None:
         return False
     return extent == 0.0 or _SMALLEST_NORMAL <= extent <= _LARGEST / _MARGIN
+
+
+def cast_to_half(graph: Graph, chosen: list[NodeProto]) -> None:
+    """Cast what `chosen` read to float16, and back what others read of their results."""
+    _cast_inputs(graph, chosen)
+    _cast_outputs(graph, chosen)
 
 
 def _cast_inputs(graph: Graph, chosen: list[NodeProto]) -> None:

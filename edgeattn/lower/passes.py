@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from edgeattn.lower.align_channels import AlignChannels
 from edgeattn.lower.base import LoweringPass
+from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.float_gates import FloatGates
 from edgeattn.lower.fold_scaling import FoldScaling
+from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
@@ -19,7 +21,13 @@ __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
 _OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates(), RoundBranches())
-_TENSORRT: tuple[LoweringPass, ...] = (FloatGates(), AlignChannels(), HalfRemainder())
+_TENSORRT: tuple[LoweringPass, ...] = (
+    FloatGates(),
+    CopyGates(),
+    AlignChannels(),
+    HalfRemainder(),
+    HalfProducts(),
+)
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),

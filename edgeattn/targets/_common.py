@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +16,9 @@ from edgeattn.errors import EdgeAttnError, MissingExtraError, ModelError, Recipe
 from edgeattn.extras import EXTRA_OF_PACKAGE, require
 from edgeattn.targets.base import Engine, Feeds, TimingPlan
 from edgeattn.targets.engine_files import verify_engine
+
+if TYPE_CHECKING:
+    from edgeattn.lower.base import LoweringPass
 
 __all__ = [
     "RuntimeTarget",
@@ -146,8 +149,14 @@ class RuntimeTarget:
         from edgeattn.lower import lower_artifact
 
         self._check_artifact(artifact)
-        lowered: OnnxArtifact = lower_artifact(artifact, target=self.name, workdir=workdir)
+        lowered: OnnxArtifact = lower_artifact(
+            artifact, target=self.name, workdir=workdir, more=self._more_passes()
+        )
         return lowered
+
+    def _more_passes(self) -> Sequence[LoweringPass]:
+        """Return lowering passes behind the target's own, for the device that it is set to."""
+        return ()
 
     def _check_artifact(self, artifact: OnnxArtifact) -> None:
         if artifact.profile not in self.accepted_profiles:

@@ -11,7 +11,7 @@ import functools
 import importlib
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -155,6 +155,13 @@ class TensorRtTarget(RuntimeTarget):
         """Set what is particular to one of the two, and return it for the details."""
         return {}
 
+    def _advice(self, settings: Mapping[str, Any]) -> str:
+        """Return what else to say where a build with these settings failed."""
+        return ""
+
+    def _recover(self, trt: Any, builder: Any) -> None:
+        """Undo what a failed build leaves behind in this process."""
+
     def _build_plan(
         self, trt: Any, log: Any, records: list[LogRecord], artifact: OnnxArtifact
     ) -> tuple[bytes, dict[str, Any]]:
@@ -182,7 +189,9 @@ class TensorRtTarget(RuntimeTarget):
         settings = self._configure(trt, config)
         serialized = builder.build_serialized_network(network, config)
         if serialized is None:
-            raise ModelError(f"TensorRT cannot build {artifact.path.name}: {_errors(records)}.")
+            reason = _errors(records)
+            self._recover(trt, builder)
+            raise ModelError(f"TensorRT cannot build {artifact.path.name}: {reason}.{self._advice(settings)}")
         return bytes(serialized), settings
 
     def _check_gpu(self, engine: Engine) -> None:

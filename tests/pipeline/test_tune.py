@@ -7,12 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from edgeattn import load_recipe, run_recipe
+from edgeattn.attention import attentions
+from edgeattn.cli import app
 from edgeattn.errors import ArtifactError, RecipeError, TargetUnavailable
 from edgeattn.pipeline import plan_steps
+from edgeattn.pipeline_train import _Preparation
 from edgeattn.pipeline_tune import tune
 from edgeattn.pipeline_tune_store import Tuning, TuningStore
+from edgeattn.pipeline_workspace import Workspace
+from edgeattn.progress import SilentProgress
 from edgeattn.recipe import Recipe
 from edgeattn.targets import TimingPlan, get_target
 
@@ -150,3 +156,48 @@ def test_a_run_takes_the_fastest_policy_that_keeps_the_bound(
     finished = [share for stage, share in stages if stage == "ptq" and share == 1.0]
     # A network of random weights agrees with itself now and then: the search may end early.
     assert 1 <= len(finished) <= tried
+
+
+def test_forms_are_chosen_for_dla_by_the_tables_without_building_anything(tmp_path: Path) -> None:
+    asked = recipe("attention.kind=cbam", "targets=[jetson-ssh]", "tune={rank_by: dla}")
+    tuning = tune(asked, store=TuningStore(tmp_path))
+    parts = {item.forms["cbam"]: (item.loadables or 0) + (item.gpu_parts or 0) for item in tuning.candidates}
+    assert set(parts) == set(attentions.get("cbam").edge_forms)
+    assert parts[tuning.forms["cbam"]] == min(parts.values())
+    # The plan tells the forms apart: the choice is one.
+    assert len(set(parts.values())) > 1
+    assert all(item.latency_ms is None and item.kernels is None for item in tuning.candidates)
+    assert [item.forms for item in tuning.candidates if item.kept] == [tuning.forms]
+
+
+def test_ranking_for_dla_is_refused_where_no_dla_is(tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match="openvino-cpu has no DLA"):
+        tune(recipe("tune={rank_by: dla}", "targets=[openvino-cpu]"), store=TuningStore(tmp_path))
+
+
+def test_the_command_says_which_forms_avoid_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path))
+    path = Path(__file__).parents[2] / "recipes" / "quickstart.yaml"
+    arguments = ["tune", str(path), "--target", "jetson-ssh", "--rank-by", "dla"]
+    for change in (*SMALL, "attention.kind=se"):
+        arguments += ["--set", change]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 0, done.output
+    text = " ".join(done.output.split())
+    assert "without fallback: " in text
+    assert "1 loadables of 16 (fits)" in text
+    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    assert json.loads(as_json.stdout)["key"]["rank_by"] == "dla"
+
+
+def test_a_run_takes_the_form_that_dla_wants(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No device is needed to choose."""
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("EDGEATTN_JETSON_HOST", raising=False)
+    asked = recipe("attention.kind=se", "targets=[jetson-ssh]", "tune={rank_by: dla}", "measure.limit=4")
+    steps = {step.name: step for step in plan_steps(asked)}
+    assert steps["tune"].what == "plan the exact forms of se for DLA"
+    assert steps["tune"].why_skipped == ""
+    tuning = _Preparation(asked, Workspace(tmp_path / "run", SilentProgress()), SilentProgress())._tune()
+    assert tuning is not None
+    assert tuning.forms == tune(asked).forms

@@ -2,21 +2,41 @@
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import numpy as np
 import torch
-from attention_networks import PLAIN
 from onnx import ModelProto
 from torch import nn
 
+from edgeattn.attention.base import EdgeForm
 from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.models import create_model, insert_attention, to_edge_form
+from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.ptq import make_plan
 
+# Ranges alone: which kernels are built does not depend on how good they are.
+_PLAIN = PtqConfig(
+    nncf=False,
+    range_estimator="minmax",
+    equalization=False,
+    importance=False,
+    headroom="none",
+    tuning_steps=0,
+)
 
-def whole_network(arch: str, kind: str, form: str | None, size: int = 224) -> ModelProto:
-    """Return a QDQ graph, profile s8, whose values neither vanish nor grow from layer to layer."""
+
+class Built(NamedTuple):
+    """A QDQ graph, profile s8, and how many attention modules are in it."""
+
+    model: ModelProto
+    gates: int
+
+
+def whole_network(arch: str, kind: str, form: str | None, size: int = 224) -> Built:
+    """Return a network whose values neither vanish nor grow from layer to layer."""
     torch.manual_seed(0)
     model = create_model(arch, num_classes=1000)
     if kind != "none":
@@ -29,4 +49,5 @@ def whole_network(arch: str, kind: str, form: str | None, size: int = 224) -> Mo
     edge = to_edge_form(model.eval(), size, size, form={kind: form} if form else None, materialize=True)
     image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
     graph = export_float(edge.eval(), image.shape).model
-    return emit_qdq(graph, make_plan(graph, [image], PLAIN, gate_regions(edge, "int8")), "s8")
+    gates = sum(isinstance(module, EdgeForm) for module in edge.modules())
+    return Built(emit_qdq(graph, make_plan(graph, [image], _PLAIN, gate_regions(edge, "int8")), "s8"), gates)
