@@ -12,7 +12,7 @@ import edgeattn
 from edgeattn.artifact import sha256_of_file
 from edgeattn.data import DataSplits
 from edgeattn.errors import ModelError, RecipeError
-from edgeattn.models import create_model, insert_attention, load_weights, save_weights
+from edgeattn.models import create_model, insert_attention, load_weights, replace_convolutions, save_weights
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
 from edgeattn.recipe import Recipe
@@ -42,14 +42,13 @@ def build_network(recipe: Recipe, num_classes: int, *, identity: bool) -> nn.Mod
     )
     if attention.kind == "none":
         return model
+    where = attention.where if isinstance(attention.where, str) else list(attention.where)
+    options = cast("dict[str, Any]", attention.options)
     try:
-        return insert_attention(
-            model,
-            attention.kind,
-            where=attention.where if isinstance(attention.where, str) else list(attention.where),
-            identity=identity,
-            **cast("dict[str, Any]", attention.options),
-        )
+        if attention.replaces_convolutions:
+            where = "depthwise" if where == "authors" else where
+            return replace_convolutions(model, attention.kind, where=where, **options)
+        return insert_attention(model, attention.kind, where=where, identity=identity, **options)
     except TypeError as exc:
         raise RecipeError(f"attention.options: {exc}") from exc
 
