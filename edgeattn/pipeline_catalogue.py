@@ -149,7 +149,7 @@ def make_catalogue(
             if saved is None or saved.get("has_tax"):
                 continue
             ran = [target for target, result in saved["targets"].items() if result["status"] == "ok"]
-            for target, tax in measure_tax(name, ran, bench).items():
+            for target, tax in measure_tax(name, ran, saved.get("gate_policy") or "int8", bench).items():
                 saved["targets"][target] |= tax
             write_json(rows_folder / f"{name}.json", {**saved, "has_tax": True})
         progress.update("networks", len(names), len(names))
