@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from edgeattn.attention import attentions
 from edgeattn.errors import EdgeAttnError
 from edgeattn.measure import compare_latency, compare_outputs, run_session
-from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target, target_names
+from edgeattn.targets import Engine, Feeds, LayerTime, Session, Target, TimingPlan, get_target, target_names
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
     from edgeattn.attention import AttentionInfo
     from edgeattn.measure.latency import LatencyComparison
-    from edgeattn.models.example import Example
     from edgeattn.pipeline_catalogue import CatalogueSettings
     from edgeattn.quant.plan import Profile
 
 __all__ = ["Bench", "measure_row", "measure_tax"]
 
 _GATE_BOUND_DB = 25.0
+_SLOW_SECONDS = 0.2
 _POLICIES = ("int8", "float")
 _CLASSES = 10
 # Layers that move or convert data: no operator falls back there.
@@ -102,11 +103,17 @@ class Bench:
         drawn = draw_maps((self.settings.images, *shape[1:]), seed=self.settings.seed + seed).numpy()
         return list(drawn[:, None])
 
-    @property
-    def plan(self) -> TimingPlan:
-        """How long each engine is timed."""
+    def compare(self, sessions: Mapping[str, Session], feeds: Feeds) -> LatencyComparison:
+        """Time engines in turns: as long as the settings say, less where one inference takes long."""
         settings = self.settings
-        return TimingPlan(16, settings.timed_runs, 3.0, settings.threads)
+        plan, rounds = TimingPlan(16, settings.timed_runs, 3.0, settings.threads), settings.rounds
+        started = time.perf_counter()
+        for session in sessions.values():
+            session.infer(feeds)
+        if time.perf_counter() - started > _SLOW_SECONDS:
+            # Attention over thousands of positions: its time is anything but noise.
+            plan, rounds = dataclasses.replace(plan, warmup_runs=1), min(rounds, 4)
+        return compare_latency(sessions, feeds, plan, rounds=rounds)
 
     def bare_session(self, target: Target) -> Session:
         """Return an open engine of the network without attention, the same for all mechanisms."""
@@ -143,17 +150,18 @@ def measure_row(name: str, bench: Bench) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example = make_example(name, settings.channels, settings.size, seed=settings.seed)
-        network = _trained_like(example.network, example.input_shape)
-        # The mechanism before one convolution, or all of the network that stands for it.
-        row["measured"] = "module" if example.bare is not None else "network"
+        shape = example.alone_shape or example.input_shape
+        network = _trained_like(example.alone or example.network, shape)
+        # The mechanism with single convolutions around it, or all of the network that stands for it.
+        row["measured"] = "module" if (example.bare or example.alone) is not None else "network"
         row["parameters"] = count_parameters(example.module)
         row["network_parameters"] = count_parameters(network)
-        row["input_shape"] = list(example.input_shape)
-        row["macs"] = count_macs(network, example.input_shape)
+        row["input_shape"] = list(shape)
+        row["macs"] = count_macs(network, shape)
         if example.bare is not None:
             row["macs"] -= count_macs(example.bare, example.input_shape)
         try:
-            quantized = quantize(network, example.input_shape, bench)
+            quantized = quantize(network, shape, bench)
         except (EdgeAttnError, RuntimeError, ValueError, KeyError) as exc:
             row |= {"sqnr_db": {"u8": None, "s8": None}, "gate_policy": None}
             reason = f"cannot be exported or quantized: {type(exc).__name__}: {_one_line(exc)}"
@@ -161,7 +169,7 @@ def measure_row(name: str, bench: Bench) -> dict[str, Any]:
             return row
         row |= {"sqnr_db": quantized.sqnr_db, "gate_policy": quantized.policy}
         row["targets"] = {
-            target: _measure_target(target, quantized, example, bench) for target in settings.targets
+            target: _measure_target(target, quantized, shape, bench) for target in settings.targets
         }
     return row
 
@@ -331,7 +339,7 @@ def build(bench: Bench, target: Target, quantized: Quantized, name: str, *, floa
     return target.build(target.lower(artifact, folder / "lowered"), folder / "engine")
 
 
-def _measure_target(name: str, quantized: Quantized, example: Example, bench: Bench) -> dict[str, Any]:
+def _measure_target(name: str, quantized: Quantized, shape: Sequence[int], bench: Bench) -> dict[str, Any]:
     if name not in target_names():
         return _cannot(f"there is no target {name} in this version", "unavailable")
     target = get_target(name)
@@ -350,7 +358,7 @@ def _measure_target(name: str, quantized: Quantized, example: Example, bench: Be
             "verdict": "builds; no device to run it on",
         }
     try:
-        result |= _run(target, engine, quantized, example, bench)
+        result |= _run(target, engine, quantized, shape, bench)
     except EdgeAttnError as exc:
         return result | _cannot(f"{_one_line(exc)} ({name} {here.version})")
     result["status"] = "ok"
@@ -379,11 +387,11 @@ _UNTIMED = frozenset({"reference"})
 
 
 def _run(
-    target: Target, engine: Engine, quantized: Quantized, example: Example, bench: Bench
+    target: Target, engine: Engine, quantized: Quantized, shape: Sequence[int], bench: Bench
 ) -> dict[str, Any]:
     """Return latencies, what falls back, and the SQNR of a module on a target."""
     floating = build(bench, target, quantized, "module", floating=True)
-    held_out = np.concatenate(bench.inputs(example.input_shape, 2))
+    held_out = np.concatenate(bench.inputs(shape, 2))
     feed, result_name = engine.inputs[0].name, engine.outputs[0].name
     feeds = {feed: held_out[:1]}
     engines = {"fp32": floating, "int8": engine}
@@ -394,22 +402,10 @@ def _run(
         }
         sqnr = compare_outputs(logits["fp32"], logits["int8"]).to_json()["sqnr_db"]
         if target.name in _UNTIMED:
-            return {"sqnr_db": sqnr, "fallbacks": []}
-        comparison: LatencyComparison = compare_latency(
-            sessions, feeds, bench.plan, rounds=bench.settings.rounds
-        )
+            layers = sessions["int8"].layer_times(feeds, runs=1)
+            return {"sqnr_db": sqnr, "fallbacks": _fallbacks(layers, result_name)}
+        comparison = bench.compare(sessions, feeds)
         layers = sessions["int8"].layer_times(feeds, runs=10)
-    fallbacks = {
-        layer.kind
-        for layer in layers
-        if layer.dtype not in _INTEGERS
-        # Its first input is a scale.
-        and layer.kind != "QLinearConcat"
-        and layer.kind not in _NO_COMPUTATION
-        # What writes the graph's output writes floats by definition.
-        and not layer.name.startswith(result_name)
-        and layer.latency_us > 0
-    }
     ratio = comparison.ratios["int8"]
     return {
         "sqnr_db": sqnr,
@@ -417,9 +413,26 @@ def _run(
         "fp32_ms": comparison.latencies["fp32"].p50_ms,
         "speedup": ratio.speedup,
         "speedup_interval": list(ratio.speedup_interval),
-        "fallbacks": sorted(fallbacks),
+        "fallbacks": _fallbacks(layers, result_name),
         "integer_layers": sum(layer.dtype in _INTEGERS for layer in layers),
     }
+
+
+def _fallbacks(layers: Sequence[LayerTime], result_name: str) -> list[str]:
+    """Return the operators that computed in float."""
+    return sorted(
+        {
+            layer.kind
+            for layer in layers
+            if layer.dtype not in _INTEGERS
+            # Its first input is a scale.
+            and layer.kind != "QLinearConcat"
+            and layer.kind not in _NO_COMPUTATION
+            # What writes the graph's output writes floats by definition.
+            and not layer.name.startswith(result_name)
+            and layer.latency_us > 0
+        }
+    )
 
 
 def _no_tax(reason: str) -> dict[str, Any]:
@@ -439,12 +452,7 @@ def _tax(target: Target, network: Quantized, without: Quantized | None, bench: B
                 bare = stack.enter_context(target.open(other, threads=threads))
             session = stack.enter_context(target.open(engine, threads=threads))
             image = bench.inputs(list(engine.inputs[0].shape), 3)[0]
-            comparison = compare_latency(
-                {"bare": bare, "with": session},
-                {engine.inputs[0].name: image},
-                bench.plan,
-                rounds=bench.settings.rounds,
-            )
+            comparison = bench.compare({"bare": bare, "with": session}, {engine.inputs[0].name: image})
     except EdgeAttnError as exc:
         return _no_tax(_one_line(exc))
     ratio = comparison.ratios["with"]
