@@ -137,9 +137,7 @@ def make_catalogue(
             if not again and old is not None and old.get("fingerprint") == fingerprint:
                 continue
             row = measure_row(name, bench)
-            write_json(
-                rows_folder / f"{name}.json", {**row, "fingerprint": fingerprint, "has_tax": False}
-            )
+            write_json(rows_folder / f"{name}.json", {**row, "fingerprint": fingerprint, "has_tax": False})
             progress.note(f"{name}: {describe_verdicts(row)}")
         progress.update("modules", len(names), len(names))
         # Networks take longer than modules: the table is whole before they begin.

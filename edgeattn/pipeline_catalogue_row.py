@@ -194,7 +194,9 @@ def measure_tax(name: str, targets: Sequence[str], policy: str, bench: Bench) ->
         warnings.simplefilter("ignore")
         networks, reason = _networks_with_and_without(attentions.get(name), policy, bench)
         for target in timed:
-            found[target] = _no_tax(reason) if networks is None else _tax(get_target(target), *networks, bench)
+            found[target] = (
+                _no_tax(reason) if networks is None else _tax(get_target(target), *networks, bench)
+            )
     return found
 
 
@@ -259,7 +261,9 @@ def _networks_with_and_without(
         if example.bare is None:
             return None, f"there is no network without it to compare with: it is a {info.contract}"
         both = [
-            quantize(_trained_like(network, example.input_shape), example.input_shape, bench, timed_with=policy)
+            quantize(
+                _trained_like(network, example.input_shape), example.input_shape, bench, timed_with=policy
+            )
             for network in (example.network, example.bare)
         ]
         return (both[0], both[1]), ""
@@ -404,9 +408,7 @@ def _run(
         if target.name in _UNTIMED:
             # In float64 it keeps what leads to a QuantizeLinear exact; in float32 it computes what has no integers.
             layers = [
-                layer
-                for layer in sessions["int8"].layer_times(feeds, runs=1)
-                if layer.dtype == "float32"
+                layer for layer in sessions["int8"].layer_times(feeds, runs=1) if layer.dtype == "float32"
             ]
             return {"sqnr_db": sqnr, "fallbacks": _fallbacks(layers, result_name)}
         comparison = bench.compare(sessions, feeds)

@@ -305,7 +305,11 @@ class SshTransport:
             return TargetUnavailable(
                 f"{host} accepts none of your keys ({text}). Passwords are never asked for: ssh-copy-id {host}"
             )
-        if "Could not resolve" in said or "Bad configuration option" in said or "Can't open user config" in said:
+        if (
+            "Could not resolve" in said
+            or "Bad configuration option" in said
+            or "Can't open user config" in said
+        ):
             return TargetUnavailable(f"There is no way to {host}: {text}. Check the name and ~/.ssh/config.")
         return LinkDropped(f"The connection to {host} failed: {text or 'ssh gave no reason'}.")
 

@@ -266,7 +266,9 @@ def _grid_sample(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
     places = []
     for axis, size in ((0, width), (1, height)):
         place = (grid[..., axis] + 1) * x.dtype.type(0.5)
-        place = place * (size - 1) if attribute(node, "align_corners", 0) else place * size - x.dtype.type(0.5)
+        place = (
+            place * (size - 1) if attribute(node, "align_corners", 0) else place * size - x.dtype.type(0.5)
+        )
         places.append(np.clip(place, 0, size - 1) if padding == "border" else place)
     columns, rows = places  # (N, h, w) in pixels
     left, top = np.floor(columns).astype(np.int64), np.floor(rows).astype(np.int64)
