@@ -42,9 +42,9 @@ def catalogue(
     threads: ThreadsOption = 1,
     again: Annotated[bool, typer.Option("--again", help="Measure what was measured before, too.")] = False,
     train: Annotated[
-        bool, typer.Option("--train", help="Also train each that can be inserted in the digits recipe.")
+        bool, typer.Option("--train", help="Also train each that goes into a network on the digits.")
     ] = False,
-    epochs: Annotated[int, typer.Option(min=1, help="Float epochs of --train.")] = 3,
+    epochs: Annotated[int, typer.Option(min=1, help="Float epochs of each in --train.")] = 4,
     as_json: JsonOption = False,
 ) -> None:
     """Measure every attention mechanism on every target: cost, accuracy, and what falls back.

@@ -31,6 +31,8 @@ __all__ = [
     "load_catalogue",
     "load_rows",
     "make_catalogue",
+    "read_accuracy",
+    "save_table",
     "summarize",
 ]
 
@@ -130,27 +132,24 @@ def make_catalogue(
     try:
         for done, name in enumerate(names):
             progress.update("modules", done, len(names))
-            path = rows_folder / f"{name}.json"
             fingerprint = _fingerprint(name, settings)
-            old = _read_row(path)
+            old = _find_row(out, name)
             if not again and old is not None and old.get("fingerprint") == fingerprint:
                 continue
             row = measure_row(name, bench)
-            accuracy = old.get("accuracy") if old else None
-            write_json(path, {**row, "accuracy": accuracy, "fingerprint": fingerprint, "has_tax": False})
+            write_json(rows_folder / f"{name}.json", {**row, "fingerprint": fingerprint, "has_tax": False})
             progress.note(f"{name}: {describe_verdicts(row)}")
         progress.update("modules", len(names), len(names))
         # Networks take longer than modules: the table is whole before they begin.
         for done, name in enumerate(names):
             progress.update("networks", done, len(names))
-            path = rows_folder / f"{name}.json"
-            saved = _read_row(path)
+            saved = _find_row(out, name)
             if saved is None or saved.get("has_tax"):
                 continue
             ran = [target for target, result in saved["targets"].items() if result["status"] == "ok"]
-            for target, tax in measure_tax(name, ran, bench).items():
+            for target, tax in measure_tax(name, ran, saved.get("gate_policy") or "int8", bench).items():
                 saved["targets"][target] |= tax
-            write_json(path, {**saved, "has_tax": True})
+            write_json(rows_folder / f"{name}.json", {**saved, "has_tax": True})
         progress.update("networks", len(names), len(names))
     finally:
         bench.close()
@@ -160,23 +159,48 @@ def make_catalogue(
 
 
 def _write_table(out: Path, settings: CatalogueSettings) -> dict[str, Any]:
+    return save_table(
+        out,
+        {
+            "schema_version": _SCHEMA_VERSION,
+            "settings": settings.model_dump(mode="json"),
+            "environment": describe_environment(),
+            "targets": {name: _describe_target(name) for name in settings.targets},
+        },
+    )
+
+
+def save_table(out: Path, table: Mapping[str, Any]) -> dict[str, Any]:
+    """Write ``catalogue.json`` with the rows that are there; return it.
+
+    Args:
+        out: Folder of the results.
+        table: What the file says besides rows, summary and accuracies.
+    """
     rows = load_rows(out)
-    table: dict[str, Any] = {
-        "schema_version": _SCHEMA_VERSION,
-        "settings": settings.model_dump(mode="json"),
-        "environment": describe_environment(),
-        "targets": {name: _describe_target(name) for name in settings.targets},
-        "rows": rows,
-        "summary": summarize(rows),
-    }
-    write_json(out / "catalogue.json", table)
-    return table
+    result = {**table, "bare_accuracy": read_accuracy(out, "none"), "rows": rows, "summary": summarize(rows)}
+    write_json(out / "catalogue.json", result)
+    return result
 
 
 def load_rows(out: Path) -> list[dict[str, Any]]:
-    """Return the saved rows in the order of the registry."""
-    found = (_read_row(out / "rows" / f"{name}.json") for name in attentions)
-    return [row for row in found if row is not None]
+    """Return the saved rows, in the order of the registry."""
+    found = ((name, _find_row(out, name)) for name in attentions)
+    return [{**row, "accuracy": read_accuracy(out, name)} for name, row in found if row is not None]
+
+
+def read_accuracy(out: Path, name: str) -> dict[str, Any] | None:
+    """Return what was found when a mechanism was trained, or the bare network (``"none"``); None if never."""
+    path = out / "accuracy" / f"{name}.json"
+    if path.is_file():
+        value = read_json(path)
+    elif name == "none":
+        value = _read_table(out).get("bare_accuracy")
+    else:
+        value = (_find_row(out, name) or {}).get("accuracy")
+    if value is not None and not isinstance(value, dict):
+        raise ArtifactError(f"{path} is no accuracy of a catalogue; delete it, and it is measured again.")
+    return value
 
 
 def describe_verdicts(row: Mapping[str, Any]) -> str:
@@ -240,10 +264,18 @@ def _fingerprint(name: str, settings: CatalogueSettings) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
-def _read_row(path: Path) -> dict[str, Any] | None:
+def _find_row(out: Path, name: str) -> dict[str, Any] | None:
+    """Return a row from its own file, or from the table where only that was kept; None if it was not measured."""
+    path = out / "rows" / f"{name}.json"
     if not path.is_file():
-        return None
+        rows = _read_table(out).get("rows", [])
+        return next((row for row in rows if row["name"] == name), None)
     value = read_json(path)
     if not isinstance(value, dict) or not {"name", "targets", "family"} <= set(value):
         raise ArtifactError(f"{path} is no row of a catalogue; delete it, and it is measured again.")
     return value
+
+
+def _read_table(out: Path) -> dict[str, Any]:
+    path = out / "catalogue.json"
+    return load_catalogue(path) if path.is_file() else {}

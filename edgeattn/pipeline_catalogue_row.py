@@ -6,6 +6,7 @@ import contextlib
 import dataclasses
 import shutil
 import tempfile
+import time
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from numpy.typing import NDArray
 from edgeattn.attention import attentions
 from edgeattn.errors import EdgeAttnError
 from edgeattn.measure import compare_latency, compare_outputs, run_session
-from edgeattn.targets import Engine, Target, TimingPlan, get_target, target_names
+from edgeattn.targets import Engine, Feeds, LayerTime, Session, Target, TimingPlan, get_target, target_names
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -25,13 +26,13 @@ if TYPE_CHECKING:
 
     from edgeattn.attention import AttentionInfo
     from edgeattn.measure.latency import LatencyComparison
-    from edgeattn.models.example import Example
     from edgeattn.pipeline_catalogue import CatalogueSettings
     from edgeattn.quant.plan import Profile
 
 __all__ = ["Bench", "measure_row", "measure_tax"]
 
 _GATE_BOUND_DB = 25.0
+_SLOW_SECONDS = 0.2
 _POLICIES = ("int8", "float")
 _CLASSES = 10
 # Layers that move or convert data: no operator falls back there.
@@ -86,11 +87,13 @@ class Bench:
     def __init__(self, settings: CatalogueSettings) -> None:
         self.settings = settings
         self.folder = Path(tempfile.mkdtemp(prefix="edgeattn-catalogue-"))
-        self._bare: dict[str, Engine] = {}
+        self._bare: dict[str, Session] = {}
         self._bare_graphs: Quantized | None = None
+        self._open = contextlib.ExitStack()
 
     def close(self) -> None:
-        """Remove the files."""
+        """Close the sessions and remove the files."""
+        self._open.close()
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def inputs(self, shape: Sequence[int], seed: int) -> list[NDArray[np.float32]]:
@@ -100,19 +103,27 @@ class Bench:
         drawn = draw_maps((self.settings.images, *shape[1:]), seed=self.settings.seed + seed).numpy()
         return list(drawn[:, None])
 
-    @property
-    def plan(self) -> TimingPlan:
-        """How long each engine is timed."""
+    def compare(self, sessions: Mapping[str, Session], feeds: Feeds) -> LatencyComparison:
+        """Time engines in turns: as long as the settings say, less where one inference takes long."""
         settings = self.settings
-        return TimingPlan(16, settings.timed_runs, 3.0, settings.threads)
+        plan, rounds = TimingPlan(16, settings.timed_runs, 3.0, settings.threads), settings.rounds
+        started = time.perf_counter()
+        for session in sessions.values():
+            session.infer(feeds)
+        if time.perf_counter() - started > _SLOW_SECONDS:
+            # Attention over thousands of positions: its time is anything but noise.
+            plan, rounds = dataclasses.replace(plan, warmup_runs=1), min(rounds, 4)
+        return compare_latency(sessions, feeds, plan, rounds=rounds)
 
-    def bare_engine(self, target: Target) -> Engine:
-        """Return the engine of the network without attention."""
+    def bare_session(self, target: Target) -> Session:
+        """Return an open engine of the network without attention, the same for all mechanisms."""
         if target.name not in self._bare:
             if self._bare_graphs is None:
                 shape = (1, 3, self.settings.network_size, self.settings.network_size)
-                self._bare_graphs = quantize(_small_network(self, None), shape, self, quick=True)
-            self._bare[target.name] = build(self, target, self._bare_graphs, "bare")
+                self._bare_graphs = quantize(_small_network(self, None), shape, self, timed_with="int8")
+            engine = build(self, target, self._bare_graphs, "bare")
+            session = self._open.enter_context(target.open(engine, threads=self.settings.threads))
+            self._bare[target.name] = session
         return self._bare[target.name]
 
 
@@ -139,17 +150,18 @@ def measure_row(name: str, bench: Bench) -> dict[str, Any]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         example = make_example(name, settings.channels, settings.size, seed=settings.seed)
-        network = _trained_like(example.network, example.input_shape)
-        # The mechanism before one convolution, or all of the network that stands for it.
-        row["measured"] = "module" if example.bare is not None else "network"
+        shape = example.alone_shape or example.input_shape
+        network = _trained_like(example.alone or example.network, shape)
+        # The mechanism with single convolutions around it, or all of the network that stands for it.
+        row["measured"] = "module" if (example.bare or example.alone) is not None else "network"
         row["parameters"] = count_parameters(example.module)
         row["network_parameters"] = count_parameters(network)
-        row["input_shape"] = list(example.input_shape)
-        row["macs"] = count_macs(network, example.input_shape)
+        row["input_shape"] = list(shape)
+        row["macs"] = count_macs(network, shape)
         if example.bare is not None:
             row["macs"] -= count_macs(example.bare, example.input_shape)
         try:
-            quantized = quantize(network, example.input_shape, bench)
+            quantized = quantize(network, shape, bench)
         except (EdgeAttnError, RuntimeError, ValueError, KeyError) as exc:
             row |= {"sqnr_db": {"u8": None, "s8": None}, "gate_policy": None}
             reason = f"cannot be exported or quantized: {type(exc).__name__}: {_one_line(exc)}"
@@ -157,30 +169,35 @@ def measure_row(name: str, bench: Bench) -> dict[str, Any]:
             return row
         row |= {"sqnr_db": quantized.sqnr_db, "gate_policy": quantized.policy}
         row["targets"] = {
-            target: _measure_target(target, quantized, example, bench) for target in settings.targets
+            target: _measure_target(target, quantized, shape, bench) for target in settings.targets
         }
     return row
 
 
-def measure_tax(name: str, targets: Sequence[str], bench: Bench) -> dict[str, dict[str, Any]]:
+def measure_tax(name: str, targets: Sequence[str], policy: str, bench: Bench) -> dict[str, dict[str, Any]]:
     """Return, for each target, what a mechanism adds to a network's time, or why that is not known.
 
     Args:
         name: The mechanism.
         targets: Those that run it.
+        policy: What of its gates is INT8.
         bench: Settings.
     """
     import torch
 
-    if not targets:
-        return {}
+    timed = [target for target in targets if target not in _UNTIMED]
+    found = {target: _no_tax("its time says nothing about a device") for target in targets}
+    if not timed:
+        return found
     torch.set_num_threads(1)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        in_network, reason = _quantized_in_network(attentions.get(name), bench)
-        if in_network is None:
-            return dict.fromkeys(targets, _no_tax(reason))
-        return {target: _tax(get_target(target), in_network, bench) for target in targets}
+        networks, reason = _networks_with_and_without(attentions.get(name), policy, bench)
+        for target in timed:
+            found[target] = (
+                _no_tax(reason) if networks is None else _tax(get_target(target), *networks, bench)
+            )
+    return found
 
 
 def _cannot(reason: str, status: str = "failed") -> dict[str, Any]:
@@ -229,18 +246,34 @@ def _small_network(bench: Bench, info: AttentionInfo | None) -> nn.Module:
     return _trained_like(model, (1, 3, settings.network_size, settings.network_size))
 
 
-def _quantized_in_network(info: AttentionInfo, bench: Bench) -> tuple[Quantized | None, str]:
-    """Return the network with the mechanism in it, or why there is none."""
-    if info.contract not in ("map", "convolution"):
-        return None, f"a {info.contract} cannot be inserted into a network"
-    shape = (1, 3, bench.settings.network_size, bench.settings.network_size)
+def _networks_with_and_without(
+    info: AttentionInfo, policy: str, bench: Bench
+) -> tuple[tuple[Quantized, Quantized | None] | None, str]:
+    """Return a network with the mechanism and one without (None: the common one), or why there is none."""
+    from edgeattn.models.example import make_example
+
+    size = bench.settings.network_size
     try:
-        return quantize(_small_network(bench, info), shape, bench, quick=True), ""
+        if info.contract in ("map", "convolution"):
+            network = _small_network(bench, info)
+            return (quantize(network, (1, 3, size, size), bench, timed_with=policy), None), ""
+        example = make_example(info.name, seed=bench.settings.seed)
+        if example.bare is None:
+            return None, f"there is no network without it to compare with: it is a {info.contract}"
+        both = [
+            quantize(
+                _trained_like(network, example.input_shape), example.input_shape, bench, timed_with=policy
+            )
+            for network in (example.network, example.bare)
+        ]
+        return (both[0], both[1]), ""
     except (EdgeAttnError, RuntimeError, ValueError, KeyError) as exc:
         return None, _one_line(exc)
 
 
-def quantize(network: nn.Module, shape: Sequence[int], bench: Bench, *, quick: bool = False) -> Quantized:
+def quantize(
+    network: nn.Module, shape: Sequence[int], bench: Bench, *, timed_with: str | None = None
+) -> Quantized:
     """Export and quantize a network in both profiles.
 
     The gate stays in float only where that is what brings it above the bound.
@@ -249,7 +282,8 @@ def quantize(network: nn.Module, shape: Sequence[int], bench: Bench, *, quick: b
         network: In float form and evaluation mode.
         shape: Of its input.
         bench: Settings.
-        quick: Only for timing: two inputs, INT8 gates.
+        timed_with: A gate policy. The result is only for timing on CPUs: calibrated on two inputs, without room
+            for sums of 16 bits, in u8 alone. None: both policies are tried where the first is not enough.
     """
     from edgeattn.export.float_onnx import export_float
     from edgeattn.export.qdq import emit_qdq
@@ -263,9 +297,10 @@ def quantize(network: nn.Module, shape: Sequence[int], bench: Bench, *, quick: b
 
     edge = to_edge_form(network, shape[2], shape[3], materialize=True)
     floating = export_float(edge, shape).model
+    quick = timed_with is not None
     images = bench.inputs(shape, 1)[: 2 if quick else None]
     found: Quantized | None = None
-    for policy in _POLICIES[:1] if quick else _POLICIES:
+    for policy in _POLICIES if timed_with is None else (timed_with,):
         regions = gate_regions(edge, policy)  # type: ignore[arg-type]  # the names are those of the type
         config = PtqConfig(
             nncf=False,
@@ -273,9 +308,10 @@ def quantize(network: nn.Module, shape: Sequence[int], bench: Bench, *, quick: b
             importance=False,
             tuning_steps=0,
             range_estimator="minmax" if quick else "mse",
+            headroom="none" if quick else "measured",
         )
         plan = make_plan(floating, images, config, gates=regions)
-        profiles: tuple[Profile, ...] = ("u8", "s8")
+        profiles: tuple[Profile, ...] = ("u8",) if quick else ("u8", "s8")
         graphs: dict[str, ModelProto] = {profile: emit_qdq(floating, plan, profile) for profile in profiles}
         sqnr = {"u8": 0.0, "s8": 0.0}
         if not quick:
@@ -307,7 +343,7 @@ def build(bench: Bench, target: Target, quantized: Quantized, name: str, *, floa
     return target.build(target.lower(artifact, folder / "lowered"), folder / "engine")
 
 
-def _measure_target(name: str, quantized: Quantized, example: Example, bench: Bench) -> dict[str, Any]:
+def _measure_target(name: str, quantized: Quantized, shape: Sequence[int], bench: Bench) -> dict[str, Any]:
     if name not in target_names():
         return _cannot(f"there is no target {name} in this version", "unavailable")
     target = get_target(name)
@@ -326,7 +362,7 @@ def _measure_target(name: str, quantized: Quantized, example: Example, bench: Be
             "verdict": "builds; no device to run it on",
         }
     try:
-        result |= _run(target, engine, quantized, example, bench)
+        result |= _run(target, engine, quantized, shape, bench)
     except EdgeAttnError as exc:
         return result | _cannot(f"{_one_line(exc)} ({name} {here.version})")
     result["status"] = "ok"
@@ -350,12 +386,16 @@ def _sessions(target: Target, engines: Mapping[str, Engine], threads: int) -> It
         }
 
 
+_UNTIMED = frozenset({"reference"})
+"""Targets whose time says nothing about a device."""
+
+
 def _run(
-    target: Target, engine: Engine, quantized: Quantized, example: Example, bench: Bench
+    target: Target, engine: Engine, quantized: Quantized, shape: Sequence[int], bench: Bench
 ) -> dict[str, Any]:
     """Return latencies, what falls back, and the SQNR of a module on a target."""
     floating = build(bench, target, quantized, "module", floating=True)
-    held_out = np.concatenate(bench.inputs(example.input_shape, 2))
+    held_out = np.concatenate(bench.inputs(shape, 2))
     feed, result_name = engine.inputs[0].name, engine.outputs[0].name
     feeds = {feed: held_out[:1]}
     engines = {"fp32": floating, "int8": engine}
@@ -364,50 +404,64 @@ def _run(
             name: run_session(session, held_out, feed, result_name).reshape(len(held_out), -1)
             for name, session in sessions.items()
         }
-        comparison: LatencyComparison = compare_latency(
-            sessions, feeds, bench.plan, rounds=bench.settings.rounds
-        )
+        sqnr = compare_outputs(logits["fp32"], logits["int8"]).to_json()["sqnr_db"]
+        if target.name in _UNTIMED:
+            # In float64 it keeps what leads to a QuantizeLinear exact; in float32 it computes what has no integers.
+            layers = [
+                layer for layer in sessions["int8"].layer_times(feeds, runs=1) if layer.dtype == "float32"
+            ]
+            return {"sqnr_db": sqnr, "fallbacks": _fallbacks(layers, result_name)}
+        comparison = bench.compare(sessions, feeds)
         layers = sessions["int8"].layer_times(feeds, runs=10)
-    parity = compare_outputs(logits["fp32"], logits["int8"])
-    fallbacks = {
-        layer.kind
-        for layer in layers
-        if layer.dtype not in _INTEGERS
-        # Its first input is a scale.
-        and layer.kind != "QLinearConcat"
-        and layer.kind not in _NO_COMPUTATION
-        # What writes the graph's output writes floats by definition.
-        and not layer.name.startswith(result_name)
-        and layer.latency_us > 0
-    }
     ratio = comparison.ratios["int8"]
     return {
-        "sqnr_db": parity.to_json()["sqnr_db"],
+        "sqnr_db": sqnr,
         "int8_ms": comparison.latencies["int8"].p50_ms,
         "fp32_ms": comparison.latencies["fp32"].p50_ms,
         "speedup": ratio.speedup,
         "speedup_interval": list(ratio.speedup_interval),
-        "fallbacks": sorted(fallbacks),
+        "fallbacks": _fallbacks(layers, result_name),
         "integer_layers": sum(layer.dtype in _INTEGERS for layer in layers),
     }
+
+
+def _fallbacks(layers: Sequence[LayerTime], result_name: str) -> list[str]:
+    """Return the operators that computed in float."""
+    return sorted(
+        {
+            layer.kind
+            for layer in layers
+            if layer.dtype not in _INTEGERS
+            # Its first input is a scale.
+            and layer.kind != "QLinearConcat"
+            and layer.kind not in _NO_COMPUTATION
+            # What writes the graph's output writes floats by definition.
+            and not layer.name.startswith(result_name)
+            and layer.latency_us > 0
+        }
+    )
 
 
 def _no_tax(reason: str) -> dict[str, Any]:
     return {"tax": None, "tax_interval": None, "no_tax_reason": reason}
 
 
-def _tax(target: Target, in_network: Quantized, bench: Bench) -> dict[str, Any]:
+def _tax(target: Target, network: Quantized, without: Quantized | None, bench: Bench) -> dict[str, Any]:
     """Return what the mechanism adds to the INT8 network's time, timed in turns with the bare one."""
+    threads = bench.settings.threads
     try:
-        engine = build(bench, target, in_network, "network")
+        engine = build(bench, target, network, "network")
+        with contextlib.ExitStack() as stack:
+            if without is None:
+                bare = bench.bare_session(target)
+            else:
+                other = build(bench, target, without, "without")
+                bare = stack.enter_context(target.open(other, threads=threads))
+            session = stack.enter_context(target.open(engine, threads=threads))
+            image = bench.inputs(list(engine.inputs[0].shape), 3)[0]
+            comparison = bench.compare({"bare": bare, "with": session}, {engine.inputs[0].name: image})
     except EdgeAttnError as exc:
         return _no_tax(_one_line(exc))
-    image = bench.inputs(list(engine.inputs[0].shape), 3)[0]
-    engines = {"bare": bench.bare_engine(target), "with": engine}
-    with _sessions(target, engines, bench.settings.threads) as sessions:
-        comparison = compare_latency(
-            sessions, {engine.inputs[0].name: image}, bench.plan, rounds=bench.settings.rounds
-        )
     ratio = comparison.ratios["with"]
     return {
         "tax": ratio.ratio - 1.0,

@@ -12,7 +12,7 @@ import edgeattn
 from edgeattn.artifact import sha256_of_file
 from edgeattn.data import DataSplits
 from edgeattn.errors import ModelError, RecipeError
-from edgeattn.models import create_model, insert_attention, load_weights, save_weights
+from edgeattn.models import create_model, insert_attention, load_weights, replace_convolutions, save_weights
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
 from edgeattn.recipe import Recipe
@@ -32,24 +32,33 @@ def build_network(recipe: Recipe, num_classes: int, *, identity: bool) -> nn.Mod
     Raises:
         RecipeError: If the attention has no such option.
     """
-    spec, attention = recipe.model, recipe.attention
-    model: nn.Module = create_model(
+    return add_attention(bare_network(recipe, num_classes), recipe, identity=identity)
+
+
+def bare_network(recipe: Recipe, num_classes: int) -> nn.Module:
+    """Return a recipe's network with random weights, without attention."""
+    spec = recipe.model
+    return create_model(
         spec.arch,
         num_classes=num_classes,
         width=spec.width,
         activation=spec.activation,
         dropout=spec.dropout,
     )
+
+
+def add_attention(model: nn.Module, recipe: Recipe, *, identity: bool) -> nn.Module:
+    """Return a network with a recipe's attention; see `build_network`."""
+    attention = recipe.attention
     if attention.kind == "none":
         return model
+    where = attention.where if isinstance(attention.where, str) else list(attention.where)
+    options = cast("dict[str, Any]", attention.options)
     try:
-        return insert_attention(
-            model,
-            attention.kind,
-            where=attention.where if isinstance(attention.where, str) else list(attention.where),
-            identity=identity,
-            **cast("dict[str, Any]", attention.options),
-        )
+        if attention.replaces_convolutions:
+            where = "depthwise" if where == "authors" else where
+            return replace_convolutions(model, attention.kind, where=where, **options)
+        return insert_attention(model, attention.kind, where=where, identity=identity, **options)
     except TypeError as exc:
         raise RecipeError(f"attention.options: {exc}") from exc
 
@@ -121,7 +130,11 @@ class FloatStage:
             )
         # The seed also decides the weights of what training has not touched yet.
         torch.manual_seed(self.recipe.train.seed if self.recipe.train else 0)
-        model = build_network(self.recipe, classes, identity=attention.identity_start)
+        # What takes a convolution's place begins with its weights, so these are loaded first.
+        replaces = attention.replaces_convolutions
+        model = bare_network(self.recipe, classes)
+        if not replaces:
+            model = add_attention(model, self.recipe, identity=attention.identity_start)
         if spec.weights is not None:
             loaded = load_weights(model, spec.weights)
             self.progress.note(loaded.summary())
@@ -133,6 +146,8 @@ class FloatStage:
             self._loaded = {*loaded.loaded}
         else:
             self._loaded = set()
+        if replaces:
+            model = add_attention(model, self.recipe, identity=False)
         return model.eval()
 
     def _new_parameters(self, model: nn.Module) -> list[str]:

@@ -53,7 +53,7 @@ def _check_registered(name: str, noun: str, find_names: Callable[[], Iterable[st
 def _attention_names() -> Iterable[str]:
     from edgeattn.attention import attentions
 
-    return {"none", *(name for name in attentions if attentions.get(name).contract == "map")}
+    return {"none", *(name for name in attentions if attentions.get(name).contract in ("map", "convolution"))}
 
 
 def _target_names() -> Iterable[str]:
@@ -125,7 +125,8 @@ class AttentionSpec(BaseModel):
         Literal["authors", "hidden", "output"] | Annotated[tuple[str, ...], Field(min_length=1)],
         Field(
             description="authors: where the mechanism's paper puts it. hidden: after the depthwise convolution. "
-            "output: after the projection. Or paths of modules, such as features.*.conv."
+            "output: after the projection. Or paths of modules, such as features.*.conv. A mechanism that is a "
+            "convolution (condconv, dcn) takes the place of the depthwise ones, or of those at the paths."
         ),
     ] = "authors"
     identity_start: Annotated[
@@ -145,8 +146,22 @@ class AttentionSpec(BaseModel):
             raise ValueError(
                 "attention.kind none takes no options, edge_form or where; remove them or name a kind"
             )
+        if self.replaces_convolutions and (self.where in ("hidden", "output") or self.identity_start):
+            raise ValueError(
+                f"attention.kind {self.kind} takes the place of convolutions: it has no place {self.where!r} and no "
+                "start as the identity; set where to authors or to paths of convolutions, and identity_start to false"
+            )
         _check_edge_form(self.kind, self.edge_form)
         return self
+
+    @property
+    def replaces_convolutions(self) -> bool:
+        """Whether the mechanism is a convolution itself, and takes the place of others."""
+        try:
+            from edgeattn.attention import attentions
+        except ImportError:
+            return False
+        return self.kind in attentions and attentions.get(self.kind).contract == "convolution"
 
 
 class TuneSpec(BaseModel):

@@ -24,21 +24,25 @@ _CSS = """
 @media (prefers-color-scheme:dark){:root{--bg:#0f141a;--fg:#e6edf3;--mute:#9aa5b1;--line:#303a45;--card:#171e26;
 --a:#63a9ff;--b:#ff9a62;--c:#5ddc8b;--d:#c3a2ff;--e:#f2bf4a;--f:#5cd3ea}}
 body{margin:0;background:var(--bg);color:var(--fg);font:15px/1.5 system-ui,sans-serif}
-main{max-width:1500px;margin:0 auto;padding:2rem 1.25rem 4rem}h1{margin:0 0 .3rem}
-.mute{color:var(--mute)}.scroll{overflow-x:auto}
+main{max-width:1900px;margin:0 auto;padding:2rem 1.25rem 4rem}h1{margin:0 0 .3rem}
+.mute{color:var(--mute)}.scroll{overflow:auto;max-height:85vh;border:1px solid var(--line);border-radius:10px}
 form{display:flex;flex-wrap:wrap;gap:.8rem;margin:1.2rem 0;align-items:center}
 input,select{font:inherit;padding:.25rem .5rem;border:1px solid var(--line);border-radius:6px;background:var(--card);
 color:inherit}
-table{border-collapse:collapse;font-variant-numeric:tabular-nums;width:100%}
-th,td{padding:.35rem .6rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}
-td.l,th.l{text-align:left}td.w{white-space:normal;min-width:14rem;font-size:.86rem}
-thead th{position:sticky;top:0;background:var(--bg)}
+table{border-collapse:separate;border-spacing:0;font-variant-numeric:tabular-nums;font-size:.86rem}
+th,td{padding:.25rem .5rem;border-bottom:1px solid var(--line);text-align:right;vertical-align:top;white-space:nowrap}
+td.l,th.l{text-align:left}td.w{white-space:normal;min-width:15rem;font-size:.8rem}
+td:first-child,th:first-child{position:sticky;left:0;background:var(--bg);font-weight:600}
+th:first-child{z-index:1}
+thead th{position:sticky;top:0;background:var(--bg)}thead th:first-child{z-index:2}
 thead button{all:unset;cursor:pointer;font-weight:600;color:var(--mute)}
 thead button:focus-visible{outline:2px solid var(--a)}
 th[aria-sort=ascending] button::after{content:" \\2191"}th[aria-sort=descending] button::after{content:" \\2193"}
-figure{margin:1rem 0;padding:1rem;border:1px solid var(--line);border-radius:10px}svg{width:100%;height:auto}
+figure{margin:0;padding:1rem;border:1px solid var(--line);border-radius:10px}svg{width:100%;height:auto}
 svg text{fill:var(--mute);font:11px system-ui,sans-serif}figcaption{color:var(--mute);font-size:.86rem}
-.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(420px,1fr));gap:1rem}
+.plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,520px),1fr));gap:1rem;margin-top:1.2rem}
+.key{display:flex;flex-wrap:wrap;gap:.3rem 1rem;margin-top:1rem;font-size:.86rem}
+.key i{display:inline-block;width:.7rem;height:.7rem;border-radius:50%;margin-right:.35rem}
 """
 _SCRIPT = """
 const body=document.querySelector('tbody'),rows=[...body.rows],count=document.getElementById('count');
@@ -87,6 +91,12 @@ def render_catalogue(table: Mapping[str, Any]) -> str:
     cpu = machine.get("cpu", {})
     where = cpu.get("model", "") if isinstance(cpu, Mapping) else cpu
     plots = "".join(_plot(rows, name) for name in targets)
+    if plots:
+        key = "".join(
+            f'<span><i style="background:var({_COLORS.get(name, "--a")})"></i>{_text(name.replace("_", " and "))}</span>'
+            for name in dict.fromkeys(row["family"] for row in rows)
+        )
+        plots = f'<div class="plots">{plots}</div><div class="key">{key}</div>'
     return (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -99,11 +109,11 @@ def render_catalogue(table: Mapping[str, Any]) -> str:
         "mechanism at its authors' places, by the bare one, timed in turns, less 1. SQNR u8 and s8: of exact "
         "integer arithmetic; a runtime's own can be lower on CPUs without VNNI instructions. "
         f"{settings['threads']} thread; measured on {_text(where or 'this machine')}.</p>"
+        f"{plots}"
         '<form><label>Family <select id="family"><option value="">all</option>'
         f'{families}</select></label><label>Search <input id="text" type="search"></label>'
         '<output id="count"></output></form>'
-        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
-        f'<div class="plots">{plots}</div></main><script>{_SCRIPT}</script></body></html>\n'
+        f'<div class="scroll"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div></main><script>{_SCRIPT}</script></body></html>\n'
     )
 
 
@@ -120,13 +130,12 @@ def _columns(targets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[
         ("mechanism", "l", lambda row: (row["title"], row["title"])),
         ("paper", "l", lambda row: (row["paper"], row["paper"])),
         ("family", "l", lambda row: (row["family"], row["family"].replace("_", " + "))),
-        ("used as", "l", lambda row: (row["contract"], row["contract"])),
-        ("measured", "l", lambda row: (row.get("measured", ""), row.get("measured", ""))),
         ("parameters", "", lambda row: _number(row["parameters"], "{:,.0f}")),
         ("kMAC", "", lambda row: _number(row["macs"] / 1e3, "{:,.1f}")),
         ("SQNR u8 dB", "", lambda row: _number(row["sqnr_db"]["u8"], "{:.1f}")),
         ("SQNR s8 dB", "", lambda row: _number(row["sqnr_db"]["s8"], "{:.1f}")),
         ("gate", "l", lambda row: (row["gate_policy"] or "", row["gate_policy"] or "-")),
+        *_accuracies(rows),
     ]
     for name in targets:
         found = {key for row in rows for key in row["targets"].get(name, {})}
@@ -134,9 +143,10 @@ def _columns(targets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[
             columns += [
                 (f"{name} fp32 ms", "", at(name, "fp32_ms", lambda value: _number(value, "{:.3f}"))),
                 (f"{name} INT8 ms", "", at(name, "int8_ms", lambda value: _number(value, "{:.3f}"))),
-                (f"{name} SQNR dB", "", at(name, "sqnr_db", lambda value: _number(value, "{:.1f}"))),
             ]
-        if "tax" in found:
+        if "sqnr_db" in found:
+            columns.append((f"{name} SQNR dB", "", at(name, "sqnr_db", lambda v: _number(v, "{:.1f}"))))
+        if any(row["targets"].get(name, {}).get("tax") is not None for row in rows):
             columns.append((f"{name} tax", "", at(name, "tax", lambda value: _number(value, "{:+.0%}"))))
         if "engine_bytes" in found:
             columns.append(
@@ -147,6 +157,15 @@ def _columns(targets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[
                 )
             )
         columns.append((f"{name} verdict", "l w", at(name, "verdict", lambda v: (v or "", v or "-"))))
+    columns += [
+        ("used as", "l", lambda row: (row["contract"], row["contract"])),
+        ("measured", "l", lambda row: (row.get("measured", ""), row.get("measured", ""))),
+    ]
+    return columns
+
+
+def _accuracies(rows: Sequence[Mapping[str, Any]]) -> list[Column]:
+    columns: list[Column] = []
     if any(row.get("accuracy") for row in rows):
         for key, title in (("fp32", "top-1 float"), ("ptq", "top-1 PTQ"), ("qat", "top-1 QAT")):
             columns.append((title, "", _accuracy(key)))
@@ -188,30 +207,57 @@ def _plot(rows: Sequence[Mapping[str, Any]], target: str) -> str:
     levels = [sqnr for _, sqnr, *_ in points]
     low_y, high_y = min(levels) - 2, max(levels) + 2
     parts = []
-    for tick in (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100):
+    last = -math.inf
+    for tick in (1, 1.2, 1.5, 2, 3, 5, 10, 20, 50, 100, 200, 500, 1000):
         x = left + width * (math.log10(tick) - low_x) / (high_x - low_x)
         if left <= x <= left + width:
             parts.append(
                 f'<line x1="{x:.1f}" x2="{x:.1f}" y1="{top}" y2="{top + height}" stroke="var(--line)"/>'
-                f'<text x="{x:.1f}" y="{top + height + 16}" text-anchor="middle">{tick - 1:+.0%}</text>'
             )
+            if x - last >= _TICK_SPACE:
+                shown = f"{tick - 1:+.0%}" if tick < 10 else f"x {tick}"
+                place = f'x="{x:.1f}" y="{top + height + 16}" text-anchor="middle"'
+                parts.append(f"<text {place}>{shown}</text>")
+                last = x
     for level in range(math.ceil(low_y / 5) * 5, int(high_y) + 1, 5):
         y = top + height * (high_y - level) / (high_y - low_y)
         parts.append(
             f'<line x1="{left}" x2="{left + width}" y1="{y:.1f}" y2="{y:.1f}" stroke="var(--line)"/>'
             f'<text x="{left - 6}" y="{y + 4:.1f}" text-anchor="end">{level}</text>'
         )
-    for ratio, (tax, sqnr, name, family) in zip(ratios, points, strict=True):
-        x = left + width * (ratio - low_x) / (high_x - low_x)
-        y = top + height * (high_y - sqnr) / (high_y - low_y)
-        color = _COLORS.get(family, "--a")
-        parts.append(
-            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var({color})">'
-            f"<title>{_text(name)}: {tax:+.0%}, {sqnr:.1f} dB</title></circle>"
-            f'<text x="{x + 6:.1f}" y="{y + 4:.1f}">{_text(name)}</text>'
+    places = [
+        (
+            left + width * (ratio - low_x) / (high_x - low_x),
+            top + height * (high_y - level) / (high_y - low_y),
         )
+        for ratio, level in zip(ratios, levels, strict=True)
+    ]
+    taken = [(x - 4, y - 4, x + 4, y + 4) for x, y in places]
+    for (x, y), (tax, sqnr, name, family) in zip(places, points, strict=True):
+        parts.append(
+            f'<circle cx="{x:.1f}" cy="{y:.1f}" r="4" fill="var({_COLORS.get(family, "--a")})">'
+            f"<title>{_text(name)}: {tax:+.0%}, {sqnr:.1f} dB</title></circle>"
+        )
+        where = _free_place(x, y, _LETTER * len(name), taken)
+        # Where there is no room for a name, it is in the point's title.
+        if where is not None:
+            parts.append(f'<text x="{where[0]:.1f}" y="{where[1]:.1f}">{_text(name)}</text>')
     title = f"SQNR in u8 (dB) against the tax on {target} (logarithmic); colours are families"
     return (
         f'<figure><svg viewBox="0 0 {left + width + 70} {top + height + 26}" role="img" '
         f'aria-label="{_text(title)}">{"".join(parts)}</svg><figcaption>{_text(title)}</figcaption></figure>'
     )
+
+
+_TICK_SPACE, _LETTER, _LINE = 44, 6.1, 11
+Box = tuple[float, float, float, float]
+
+
+def _free_place(x: float, y: float, width: float, taken: list[Box]) -> tuple[float, float] | None:
+    """Return where a point's name fits beside, above or below it, and take that place; None where it does not."""
+    for dx, dy in ((6, 4), (-6 - width, 4), (-width / 2, -7), (-width / 2, 16), (6, -5), (6, 14)):
+        box = (x + dx, y + dy - _LINE + 2, x + dx + width, y + dy + 2)
+        if not any(box[0] < b[2] and b[0] < box[2] and box[1] < b[3] and b[1] < box[3] for b in taken):
+            taken.append(box)
+            return x + dx, y + dy
+    return None

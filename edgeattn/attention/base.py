@@ -322,3 +322,14 @@ class ConvolutionAttention(Mechanism):
             )
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel_size, self.stride, self.groups = check_kernel_size(kernel_size), stride, groups
+
+    def begin_with(self, weight: torch.Tensor) -> bool:
+        """Start from the weight of the convolution that this one replaces, where there is a place for it.
+
+        Args:
+            weight: (out_channels, in_channels / groups, kernel_size, kernel_size).
+
+        Returns:
+            Whether it was taken.
+        """
+        return False

@@ -89,6 +89,14 @@ class ExpertConvolution(ConvolutionAttention):
         )
         return y.reshape(n, self.out_channels, y.shape[2], y.shape[3])
 
+    def begin_with(self, weight: torch.Tensor) -> bool:
+        """Start near the convolution: each expert has its kernel, by the sum of the weights for a map of zeros."""
+        with torch.no_grad():
+            total = self.routing(weight.new_zeros(1, self.in_channels, 1, 1)).sum()
+            for expert in self.experts:
+                expert.get_parameter("weight").copy_(weight / total)
+        return True
+
     def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
         return _ParallelExperts(self, height, width, form)
 

@@ -77,6 +77,12 @@ class DeformableConvolution(ConvolutionAttention):
         result: torch.Tensor = self.conv(sampled * modulation)
         return result
 
+    def begin_with(self, weight: torch.Tensor) -> bool:
+        """Start as the convolution: offsets start at 0 and modulations at 1."""
+        with torch.no_grad():
+            self.conv.weight.copy_(weight)
+        return True
+
     def _make_edge_form(self, height: int, width: int, form: str) -> EdgeForm:
         return _DeformableEdge(self, height, width, form)
 

@@ -97,6 +97,13 @@ class SelectiveKernel(ConvolutionAttention):
             chosen = chosen + more * shares.narrow(2, place, 1)
         return chosen
 
+    def begin_with(self, weight: torch.Tensor) -> bool:
+        """Start every branch with the convolution's kernel, which the dilated ones spread."""
+        with torch.no_grad():
+            for branch in self.branches:
+                branch.get_submodule("0").get_parameter("weight").copy_(weight)
+        return True
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve `x`, (N, in_channels, H, W)."""
         return self.compute(x)

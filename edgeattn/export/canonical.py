@@ -181,7 +181,8 @@ def _as_multiply_add(graph: Graph, node: NodeProto, factor: Float64, shift: Floa
 
     rank = len(graph.shapes().get(node.input[0], ())) or 4
     shape = (1, -1) + (1,) * (rank - 2)
-    scale_name, shift_name = (graph.fresh_name(f"{node.output[0]}.{part}") for part in ("scale", "shift"))
+    # Not ".scale": that is what the scale of the quantized result is called.
+    scale_name, shift_name = (graph.fresh_name(f"{node.output[0]}.{part}") for part in ("factor", "shift"))
     graph.constants[scale_name] = factor.astype(np.float32).reshape(shape)
     graph.constants[shift_name] = shift.astype(np.float32).reshape(shape)
     product = graph.fresh_name(f"{node.output[0]}.scaled")

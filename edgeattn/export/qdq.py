@@ -135,7 +135,8 @@ def _bounds(graph: Graph, node: NodeProto) -> tuple[float | None, float]:
 
 
 def _insert_pair(graph: Graph, name: str, params: QuantParams) -> None:
-    scale, zero_point = f"{name}.scale", f"{name}.zero_point"
+    # A constant of the network may be called so already.
+    scale, zero_point = (graph.fresh_name(f"{name}.{part}") for part in ("scale", "zero_point"))
     graph.constants[scale] = np.asarray(params.scale, np.float32)
     graph.constants[zero_point] = np.asarray(params.zero_point, params.dtype)
     users = list(graph.consumers.get(name, []))

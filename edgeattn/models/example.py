@@ -30,6 +30,9 @@ class Example:
         module: The mechanism alone.
         inputs: What the mechanism takes, batch 2: tensors, or lists of tensors.
         bare: The same network without it, where there is such a thing: what it is compared with.
+        alone: What is measured instead of a network whose backbone would hide the mechanism: the mechanism behind
+            plain convolutions of one map. None: the network itself.
+        alone_shape: Of the map that `alone` takes, batch 1.
     """
 
     network: nn.Module
@@ -37,6 +40,8 @@ class Example:
     module: nn.Module
     inputs: tuple[Any, ...]
     bare: nn.Module | None = None
+    alone: nn.Module | None = None
+    alone_shape: tuple[int, int, int, int] | None = None
 
 
 class InBlock(nn.Module):

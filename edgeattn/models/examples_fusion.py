@@ -46,10 +46,31 @@ class MobileFeatures(nn.Module):
         return maps[1:]
 
 
+class PlainFeatures(nn.Module):
+    """Maps at three strides by one convolution each: what a fusion is measured behind.
+
+    Random weights in all of a MobileNetV2 would lose more in INT8 than any fusion of what it gives.
+
+    Args:
+        channels: Of the maps.
+    """
+
+    def __init__(self, channels: Sequence[int]) -> None:
+        super().__init__()
+        self.levels = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(_OUT, count, 3, 1 << level, 1), nn.ReLU())
+            for level, count in enumerate(channels)
+        )
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        """Return the maps of (N, 32, H, W), finest first."""
+        return [level(x) for level in self.levels]
+
+
 class NeckClassifier(nn.Module):
     """Features, a neck, and one prediction from the means of what it returns."""
 
-    def __init__(self, neck: nn.Module, features: MobileFeatures, channels: Sequence[int]) -> None:
+    def __init__(self, neck: nn.Module, features: nn.Module, channels: Sequence[int]) -> None:
         super().__init__()
         self.features, self.neck = features, neck
         self.pools = nn.ModuleList(nn.AdaptiveAvgPool2d(1) for _ in channels)
@@ -65,12 +86,16 @@ class NeckClassifier(nn.Module):
 
 
 class TwoViews(nn.Module):
-    """AFF of two convolutions of one map, as it replaces the sum of a residual block."""
+    """AFF of two convolutions of one map, as it replaces the sum of a residual block.
 
-    def __init__(self) -> None:
+    Args:
+        features: Give the map as the second of their list.
+        channels: Of that map.
+    """
+
+    def __init__(self, features: nn.Module, channels: int) -> None:
         super().__init__()
-        self.features = MobileFeatures()
-        channels = self.features.channels[1]
+        self.features = features
         self.near = nn.Conv2d(channels, channels, 1)
         self.far = nn.Conv2d(channels, channels, 3, padding=1, groups=channels)
         self.fuse = AttentionalFusion(channels)
@@ -85,12 +110,12 @@ class TwoViews(nn.Module):
 
 
 class Segmenter(nn.Module):
-    """Few-shot segmentation with known prototypes."""
+    """Few-shot segmentation with known prototypes, of the first map of `features`."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: nn.Module, channels: int) -> None:
         super().__init__()
-        self.features = MobileFeatures()
-        self.head = PrototypeHead(torch.randn(3, self.features.channels[0]))
+        self.features = features
+        self.head = PrototypeHead(torch.randn(3, channels))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         """Segment (N, 3, 64, 64) into (N, 3, 8, 8)."""
@@ -99,12 +124,11 @@ class Segmenter(nn.Module):
 
 
 class Embedder(nn.Module):
-    """What InfoNCE trains: features and a projection of two layers."""
+    """What InfoNCE trains: the third map of `features`, and a projection of two layers."""
 
-    def __init__(self) -> None:
+    def __init__(self, features: nn.Module, channels: int) -> None:
         super().__init__()
-        self.features = MobileFeatures()
-        channels = self.features.channels[2]
+        self.features = features
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.project = nn.Sequential(
             nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, _EMBEDDING, 1)
@@ -117,51 +141,75 @@ class Embedder(nn.Module):
 
 
 _SHAPE = (1, 3, _SIZE, _SIZE)
+_ALONE = (1, _OUT, 16, 16)
 
 
 def _maps(channels: Sequence[int]) -> list[torch.Tensor]:
     return [torch.randn(2, count, 8 >> level, 8 >> level) for level, count in enumerate(channels)]
 
 
+def _neck(neck: nn.Module, features: MobileFeatures, out: Sequence[int]) -> Example:
+    return Example(
+        NeckClassifier(neck, features, out),
+        _SHAPE,
+        neck,
+        (_maps(features.channels),),
+        alone=NeckClassifier(neck, PlainFeatures(features.channels), out),
+        alone_shape=_ALONE,
+    )
+
+
 def fpn() -> Example:
     """Return an FPN with P6 on MobileNetV2."""
     features = MobileFeatures()
-    neck = FeaturePyramid(features.channels, _OUT, extra_levels=1)
-    network = NeckClassifier(neck, features, [_OUT] * 4)
-    return Example(network, _SHAPE, neck, (_maps(features.channels),))
+    return _neck(FeaturePyramid(features.channels, _OUT, extra_levels=1), features, [_OUT] * 4)
 
 
 def panet() -> Example:
     """Return a PANet on MobileNetV2."""
     features = MobileFeatures()
-    neck = PathAggregation(features.channels, _OUT)
-    return Example(NeckClassifier(neck, features, [_OUT] * 3), _SHAPE, neck, (_maps(features.channels),))
+    return _neck(PathAggregation(features.channels, _OUT), features, [_OUT] * 3)
 
 
 def asff() -> Example:
     """Return the fusion into the middle level of MobileNetV2."""
     features = MobileFeatures()
-    neck = AdaptiveSpatialFusion(features.channels, 1)
-    network = NeckClassifier(neck, features, [features.channels[1]])
-    return Example(network, _SHAPE, neck, (_maps(features.channels),))
+    return _neck(AdaptiveSpatialFusion(features.channels, 1), features, [features.channels[1]])
 
 
 def aff() -> Example:
     """Return the fusion of two convolutions of a map."""
-    network = TwoViews()
-    channels = network.features.channels[1]
-    return Example(
-        network, _SHAPE, network.fuse, (torch.randn(2, channels, 4, 4), torch.randn(2, channels, 4, 4))
-    )
+    features = MobileFeatures()
+    channels = features.channels[1]
+    network = TwoViews(features, channels)
+    inputs = (torch.randn(2, channels, 4, 4), torch.randn(2, channels, 4, 4))
+    alone = TwoViews(PlainFeatures(features.channels), channels)
+    return Example(network, _SHAPE, network.fuse, inputs, alone=alone, alone_shape=_ALONE)
 
 
 def proto_align() -> Example:
     """Return few-shot segmentation with known prototypes; the criterion itself stays in training."""
+    features = MobileFeatures()
     masks = (torch.rand(2, 2, 8, 8) > 0.6).float()
     inputs = (torch.randn(2, 16, 8, 8), masks, torch.randn(2, 16, 8, 8))
-    return Example(Segmenter(), _SHAPE, PrototypeAlignment(), inputs)
+    return Example(
+        Segmenter(features, features.channels[0]),
+        _SHAPE,
+        PrototypeAlignment(),
+        inputs,
+        alone=Segmenter(PlainFeatures(features.channels), features.channels[0]),
+        alone_shape=_ALONE,
+    )
 
 
 def info_nce() -> Example:
     """Return the network that the criterion trains; the criterion itself stays in training."""
-    return Example(Embedder(), _SHAPE, InfoNce(), (torch.randn(8, _EMBEDDING), torch.randn(8, _EMBEDDING)))
+    features = MobileFeatures()
+    return Example(
+        Embedder(features, features.channels[2]),
+        _SHAPE,
+        InfoNce(),
+        (torch.randn(8, _EMBEDDING), torch.randn(8, _EMBEDDING)),
+        alone=Embedder(PlainFeatures(features.channels), features.channels[2]),
+        alone_shape=_ALONE,
+    )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import fnmatch
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 
@@ -22,7 +22,8 @@ def replace_convolutions(
 ) -> nn.Module:
     """Return a copy of `model` with some convolutions replaced; the model given stays as it is.
 
-    The new layers have the shapes of the old ones and weights of their own: they are to be trained.
+    The new layers have the shapes of the old ones and begin with their weights where they have a place for
+    them (all but ``scconv``); what else they compute is to be trained.
 
     Args:
         model: Any network.
@@ -45,7 +46,7 @@ def replace_convolutions(
             hint = close_matches_hint(option, [name for name in known if name not in ("stride", "groups")])
             raise TypeError(f"The attention {kind!r} has no option {option!r}. {hint}")
     result = copy.deepcopy(model)
-    cls = mechanism_class(kind)
+    cls = cast(type[ConvolutionAttention], mechanism_class(kind))
     for path in _convolutions(result, where):
         old = result.get_submodule(path)
         if not isinstance(old, nn.Conv2d):
@@ -59,7 +60,9 @@ def replace_convolutions(
             **options,
         )
         parent, name = split_path(path)
-        setattr(result.get_submodule(parent), name, new.to(old.weight).train(old.training))
+        new = new.to(old.weight).train(old.training)
+        new.begin_with(old.weight.detach())
+        setattr(result.get_submodule(parent), name, new)
     return result
 
 

@@ -150,8 +150,8 @@ def _policy_of(name: str, gates: Iterable[GateRegion]) -> GatePolicy | None:
 def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tuple[int, ...]]) -> set[int]:
     """Return the nodes that a float gate keeps in float.
 
-    Only what works on pooled maps stays float: the product with the full map is INT8 under every
-    policy, because a float product would cost more than the whole gate.
+    What works on pooled maps stays float, and the scores of a softmax: the product with the full map is INT8
+    under every policy, because a float product would cost more than the whole gate.
     """
     result = _coordinate_nodes(graph) | _masked_nodes(graph)
     for gate in gates:
@@ -162,6 +162,28 @@ def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tu
         for node in nodes:
             if _area(shapes.get(node.output[0], ())) < largest:
                 result.add(id(node))
+        result |= _score_nodes(graph, gate)
+    return result
+
+
+_SCORES = frozenset({"Add", "Sub", "Mul", "Conv"})
+
+
+def _score_nodes(graph: Graph, gate: GateRegion) -> set[int]:
+    """Return a gate's softmaxes, and the sums, products and convolutions that they read.
+
+    A softmax turns an error of its scores into a factor. Where scores are squared distances they span
+    hundreds, and a step of their 8 bits is a factor of two.
+    """
+    result: set[int] = set()
+    waiting = [node for node in graph.nodes if node.op_type == "Softmax" and gate.holds(node.output[0])]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in result:
+            continue
+        result.add(id(node))
+        read = (graph.producer.get(name) for name in node.input)
+        waiting += [n for n in read if n is not None and n.op_type in _SCORES and gate.holds(n.output[0])]
     return result
 
 

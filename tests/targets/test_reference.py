@@ -264,3 +264,30 @@ def test_runs_every_attention_in_float(kind: str) -> None:
     name = model.graph.input[0].name
     got = make_program(model).run({name: image})[model.graph.output[0].name]
     np.testing.assert_allclose(got, session.run(None, {name: image})[0], rtol=1e-3, atol=1e-4)
+
+
+def test_a_concat_keeps_constants_among_quantized_tensors() -> None:
+    """Blank frames before and behind a sequence are constants of the network, not tensors with a scale."""
+    net = Net((1, 4, 2, 2))
+    blank = net.const(np.full((1, 1, 2, 2), 0.5, np.float32))
+    joined = net.add("Concat", blank, net.pair("x", 0.1, np.uint8(10)), blank, axis=1)
+    model = net.model(net.pair(joined, 0.1, np.uint8(10)))
+    x = np.linspace(-1, 2, 16, dtype=np.float32).reshape(1, 4, 2, 2)
+    expected = ReferenceEvaluator(model).run(None, {"x": x})[0]
+    (got,) = make_program(model).run({"x": x}).values()
+    assert got.shape == (1, 6, 2, 2)
+    assert np.allclose(got, expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "border"])
+@pytest.mark.parametrize("aligned", [0, 1])
+def test_grid_sample_equals_onnx(padding: str, aligned: int) -> None:
+    net = Net((2, 3, 5, 7))
+    random = np.random.default_rng(0)
+    grid = net.const(random.uniform(-1.3, 1.3, (2, 4, 6, 2)).astype(np.float32))
+    model = net.model(
+        net.add("GridSample", "x", grid, mode="linear", padding_mode=padding, align_corners=aligned)
+    )
+    x = random.standard_normal((2, 3, 5, 7)).astype(np.float32)
+    (got,) = make_program(model).run({"x": x}).values()
+    assert np.allclose(got, ReferenceEvaluator(model).run(None, {"x": x})[0], atol=1e-5)

@@ -253,10 +253,43 @@ def _softmax(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
     return [shifted / shifted.sum(axis=axis, keepdims=True)]
 
 
+def _grid_sample(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
+    """Sample a map (N, C, H, W) bilinearly at (x, y) in [-1, 1] of a grid (N, h, w, 2); ONNX's own loops in Python."""
+    x, grid = inputs
+    mode, padding = attribute(node, "mode", "linear"), attribute(node, "padding_mode", "zeros")
+    if x.ndim != 4 or mode not in ("bilinear", "linear") or padding not in ("zeros", "border"):
+        raise ModelError(
+            f"{node.name or node.op_type!r} samples {x.ndim - 2} dimensions by {mode} with {padding}; the reference "
+            "knows bilinear samples of two, with zeros or the border outside."
+        )
+    count, channels, height, width = x.shape
+    places = []
+    for axis, size in ((0, width), (1, height)):
+        place = (grid[..., axis] + 1) * x.dtype.type(0.5)
+        place = (
+            place * (size - 1) if attribute(node, "align_corners", 0) else place * size - x.dtype.type(0.5)
+        )
+        places.append(np.clip(place, 0, size - 1) if padding == "border" else place)
+    columns, rows = places  # (N, h, w) in pixels
+    left, top = np.floor(columns).astype(np.int64), np.floor(rows).astype(np.int64)
+    flat = x.reshape(count, channels, height * width)
+    result = np.zeros((count, channels, *grid.shape[1:3]), x.dtype)
+    for row in (top, top + 1):
+        for column in (left, left + 1):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            # A pixel's share falls from 1 to 0 over one pixel in each direction.
+            share = (1 - np.abs(rows - row)) * (1 - np.abs(columns - column)) * inside
+            at = np.clip(row, 0, height - 1) * width + np.clip(column, 0, width - 1)
+            values = np.take_along_axis(flat, at.reshape(count, 1, -1), axis=2)
+            result += values.reshape(result.shape) * share[:, None].astype(x.dtype)
+    return [result]
+
+
 FLOAT: dict[str, Operation] = {
     "Add": lambda node, inputs: [inputs[0] + inputs[1]],
     "Clip": _clip,
     "Div": lambda node, inputs: [inputs[0] / inputs[1]],
+    "GridSample": _grid_sample,
     "HardSigmoid": _hard_sigmoid,
     "HardSwish": _hard_swish,
     "Mul": lambda node, inputs: [inputs[0] * inputs[1]],

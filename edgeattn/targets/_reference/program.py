@@ -376,11 +376,14 @@ def _widened(value: Array) -> Array:
 def _joined(node: NodeProto, inputs: Sequence[Value]) -> Real:
     reals = [value for value in inputs if isinstance(value, Real)]
     axis = attribute(node, "axis")
-    if all(value.scale.ndim == 0 and value.scale == reals[0].scale for value in reals):
+    # Constants of the network, such as the blank frames around a sequence, have no scale.
+    alike = len(reals) == len(inputs)
+    if alike and all(value.scale.ndim == 0 and value.scale == reals[0].scale for value in reals):
         limits = [value.limit for value in reals]
         bound = None if None in limits else max(limit for limit in limits if limit is not None)
         return Real(np.concatenate([value.steps for value in reals], axis), reals[0].scale, bound)
-    return Real(np.concatenate([value.wide() for value in reals], axis), np.asarray(1.0))
+    wide = [value.wide() if isinstance(value, Real) else _widened(value) for value in inputs]
+    return Real(np.concatenate(wide, axis), np.asarray(1.0))
 
 
 def _last_uses(nodes: Sequence[NodeProto], outputs: Sequence[str]) -> dict[str, int]:
