@@ -270,7 +270,7 @@ def test_every_test_image_gets_the_class_of_ort_cpu(
     answers: list[int] = []
     with browser.page() as page:
         page.open(f"{server.url}shipped/")
-        page.wait(READY, timeout_s=PATIENCE_S)
+        page.wait(READY, timeout_s=5 * PATIENCE_S)
         page.run(
             """(async () => {
               const { Engine } = await import("./engine.js");
@@ -278,7 +278,7 @@ def test_every_test_image_gets_the_class_of_ort_cpu(
                 ["web.json", "model/model.json"].map(async (url) => (await fetch(url)).json()));
               globalThis.own = await Engine.start({ kit, model, backend: "wasm", threads: 1 });
             })()""",
-            timeout_s=PATIENCE_S,
+            timeout_s=5 * PATIENCE_S,
         )
         for start in range(0, len(names), 20):
             answers += page.run(
