@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from edgeattn.cli import app
 from edgeattn.errors import ArtifactError, RecipeError, TargetUnavailable
 from edgeattn.pipeline import plan_steps
 from edgeattn.pipeline_train import _Preparation
-from edgeattn.pipeline_tune import tune
+from edgeattn.pipeline_tune import can_tune, tune
 from edgeattn.pipeline_tune_store import Tuning, TuningStore
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import SilentProgress
@@ -201,3 +202,17 @@ def test_a_run_takes_the_form_that_dla_wants(tmp_path: Path, monkeypatch: pytest
     tuning = _Preparation(asked, Workspace(tmp_path / "run", SilentProgress()), SilentProgress())._tune()
     assert tuning is not None
     assert tuning.forms == tune(asked).forms
+
+
+def test_a_run_tunes_by_kernels_where_tensorrt_rtx_only_builds() -> None:
+    target = get_target("tensorrt-rtx")
+    if target.probe().can_run or not target.probe().can_build:
+        pytest.skip("needs the builder, and no GPU")
+    asked = recipe("targets=[tensorrt-rtx]", "tune={}")
+    assert asked.tune is not None
+    assert can_tune(target, asked.tune) == ""
+    (step,) = [step for step in plan_steps(asked) if step.name == "tune"]
+    assert (step.why_skipped, step.what.startswith("count the kernels of")) == ("", True)
+    assert "cannot run here" in can_tune(get_target("jetson-ssh"), asked.tune) or os.environ.get(
+        "EDGEATTN_JETSON_HOST"
+    )
