@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from edgeattn.pipeline_catalogue import CatalogueSettings
     from edgeattn.quant.plan import Profile
 
-__all__ = ["Bench", "measure_row", "measure_tax"]
+__all__ = ["Bench", "Quantized", "measure_row", "measure_tax", "quantize", "trained_like"]
 
 _GATE_BOUND_DB = 25.0
 _SLOW_SECONDS = 0.2
@@ -151,7 +151,7 @@ def measure_row(name: str, bench: Bench) -> dict[str, Any]:
         warnings.simplefilter("ignore")
         example = make_example(name, settings.channels, settings.size, seed=settings.seed)
         shape = example.alone_shape or example.input_shape
-        network = _trained_like(example.alone or example.network, shape)
+        network = trained_like(example.alone or example.network, shape)
         # The mechanism with single convolutions around it, or all of the network that stands for it.
         row["measured"] = "module" if (example.bare or example.alone) is not None else "network"
         row["parameters"] = count_parameters(example.module)
@@ -211,7 +211,7 @@ def _one_line(exc: BaseException) -> str:
 # ------------------------------------------------------------------------------------- networks
 
 
-def _trained_like(network: nn.Module, shape: Sequence[int]) -> nn.Module:
+def trained_like(network: nn.Module, shape: Sequence[int]) -> nn.Module:
     """Give parameters that start at zero a value, and batch norms statistics of noise."""
     import torch
     from torch import nn
@@ -243,7 +243,7 @@ def _small_network(bench: Bench, info: AttentionInfo | None) -> nn.Module:
             model = insert_attention(model, info.name, identity=False)
         elif info is not None:
             model = replace_convolutions(model, info.name)
-    return _trained_like(model, (1, 3, settings.network_size, settings.network_size))
+    return trained_like(model, (1, 3, settings.network_size, settings.network_size))
 
 
 def _networks_with_and_without(
@@ -262,7 +262,7 @@ def _networks_with_and_without(
             return None, f"there is no network without it to compare with: it is a {info.contract}"
         both = [
             quantize(
-                _trained_like(network, example.input_shape), example.input_shape, bench, timed_with=policy
+                trained_like(network, example.input_shape), example.input_shape, bench, timed_with=policy
             )
             for network in (example.network, example.bare)
         ]
