@@ -56,8 +56,8 @@ def add_attention(model: nn.Module, recipe: Recipe, *, identity: bool) -> nn.Mod
     options = cast("dict[str, Any]", attention.options)
     try:
         if attention.replaces_convolutions:
-            where = "depthwise" if where == "authors" else where
-            return replace_convolutions(model, attention.kind, where=where, **options)
+            paths = "depthwise" if where == "authors" else where
+            return replace_convolutions(model, attention.kind, where=paths, **options)
         return insert_attention(model, attention.kind, where=where, identity=identity, **options)
     except TypeError as exc:
         raise RecipeError(f"attention.options: {exc}") from exc

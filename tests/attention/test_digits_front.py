@@ -77,7 +77,6 @@ def test_spatial_transformer_learns_the_digits() -> None:
         network, lambda x, y: torch.nn.functional.cross_entropy(network(x), y), epochs=10, rate=5e-3
     )
     int8 = int8_accuracy(network)
-    print(f"stn: float {accuracy:.3f}, INT8 {int8:.3f}")
     assert accuracy > 0.95
     assert int8 > accuracy - 0.03
 
@@ -90,6 +89,5 @@ def test_recurrent_attention_learns_the_digits() -> None:
     draws = torch.Generator().manual_seed(0)
     accuracy = train(network, lambda x, y: ram_loss(front.explore(x, draws), y), epochs=15, rate=3e-3)
     int8 = int8_accuracy(network)
-    print(f"ram: float {accuracy:.3f}, INT8 {int8:.3f}")
     assert accuracy > 0.9
     assert int8 > accuracy - 0.03
