@@ -71,7 +71,7 @@ def digits_recipe(
                 "batch_size": 32,
                 # What is trained already moves little; a mechanism's own parameters learn faster.
                 "learning_rate": 4.0e-3 if backbone is None else 8.0e-4,
-                "head_lr_multiplier": 1.0 if backbone is None else 4.0,
+                "head_lr_multiplier": 4.0 if starts_as_identity and backbone is not None else 1.0,
                 "weight_decay": 0.01,
             },
             "calibration": str(calibration),

@@ -120,7 +120,13 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
     for node in graph.nodes:
         _spread_same_range(graph, node, wanted, same_range)
         _join_range(graph, node, wanted, same_range)
-    chosen = [name for name in wanted if not _is_fused_away(graph, name) and name not in graph.output_names]
+    chosen = [
+        name
+        for name in wanted
+        if not _is_fused_away(graph, name)
+        and not _is_inside_batch_norm(graph, name)
+        and name not in graph.output_names
+    ]
     chosen = _after_activation(graph, chosen, same_range)
     order = {
         name: i for i, name in enumerate((*graph.input_names, *(o for n in graph.nodes for o in n.output)))
@@ -185,6 +191,21 @@ def _score_nodes(graph: Graph, gate: GateRegion) -> set[int]:
         read = (graph.producer.get(name) for name in node.input)
         waiting += [n for n in read if n is not None and n.op_type in _SCORES and gate.holds(n.output[0])]
     return result
+
+
+def _is_inside_batch_norm(graph: Graph, name: str) -> bool:
+    """Return whether a tensor lies between the product and the sum that are left of a batch norm.
+
+    Torch computes both at once, so it has no such tensor to quantize in training.
+    """
+    product, total = graph.producer.get(name), graph.only_consumer(name)
+    return (
+        product is not None
+        and product.op_type == "Mul"
+        and total is not None
+        and total.op_type == "Add"
+        and all(any(item in graph.constants for item in node.input) for node in (product, total))
+    )
 
 
 def _coordinate_nodes(graph: Graph) -> set[int]:
