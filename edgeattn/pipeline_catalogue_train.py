@@ -125,7 +125,7 @@ def train_catalogue(
     # What brings a module above the bound in INT8 is what its network is quantized with.
     policies = {row["name"]: row.get("gate_policy") or "int8" for row in load_rows(out)}
     identities = {
-        kind: {"schedule": _schedule(manifest, epochs), "gate_policy": policies.get(kind, "int8")}
+        kind: {"schedule": _schedule(kind, manifest, epochs), "gate_policy": policies.get(kind, "int8")}
         for kind in kinds
     }
     missing = [kind for kind in kinds if not _is_whole(read_accuracy(out, kind), identities[kind])]
@@ -143,11 +143,11 @@ def train_catalogue(
 _TRAINED = ("map", "convolution")
 
 
-def _schedule(manifest: Path, epochs: int) -> str:
-    """Return what an accuracy depends on besides the mechanism."""
+def _schedule(kind: str, manifest: Path, epochs: int) -> str:
+    """Return what an accuracy depends on besides the mechanism's code."""
     recipes = (
         digits_recipe(BARE, "ptq", manifest, BACKBONE_EPOCHS),
-        digits_recipe(BARE, "qat", manifest, epochs, manifest),
+        digits_recipe(kind, "qat", manifest, epochs, manifest),
     )
     chosen = [r.model_dump(mode="json", include={"data", "train", "quant"}) for r in recipes]
     return hashlib.sha256(json.dumps(chosen, sort_keys=True).encode()).hexdigest()[:16]

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from edgeattn.errors import RecipeError
 from edgeattn.models import architectures
-from edgeattn.recipe import Recipe, load_recipe, recipe_schema
+from edgeattn.recipe import AttentionSpec, Recipe, load_recipe, recipe_schema
 
 RECIPES = Path(__file__).parents[1] / "recipes"
 FILES = sorted(RECIPES.glob("*.yaml"))
@@ -142,7 +142,7 @@ def test_recipe_is_frozen(tmp_path: Path) -> None:
         (("train:\n  epochs: 1", "train: null"), "nothing gives the network weights"),
         (
             ("name: tiny", "name: tiny\nattention: {kind: cord}"),
-            "unknown attention 'cord'. Did you mean 'coord' or 'cot'?",
+            "unknown attention 'cord'. Did you mean 'coord' or 'cot' or 'condconv'?",
         ),
         (("name: tiny", "name: tiny\nattention: {kind: eca, edge_form: x}"), "eca has no edge form 'x'"),
         (
@@ -253,3 +253,12 @@ def test_any_value_under_a_key_gives_a_recipe_or_a_recipe_error(
         assert isinstance(load_recipe(path), Recipe)
     except RecipeError as exc:
         assert str(path) in str(exc)
+
+
+def test_what_replaces_convolutions_has_no_place_and_no_identity_start() -> None:
+    """It can be named in a recipe; where it goes is where convolutions are."""
+    assert AttentionSpec(kind="dcn").replaces_convolutions
+    assert not AttentionSpec(kind="se").replaces_convolutions
+    for wrong in ({"where": "output"}, {"identity_start": True}):
+        with pytest.raises(ValueError, match="takes the place of convolutions"):
+            AttentionSpec.model_validate({"kind": "dcn", **wrong})

@@ -63,7 +63,7 @@ def test_a_row_holds_what_was_measured(measured: tuple[Path, dict[str, Any]]) ->
 
 def test_what_cannot_be_measured_says_why(measured: tuple[Path, dict[str, Any]]) -> None:
     rows = {row["name"]: row for row in measured[1]["rows"]}
-    assert rows["info_nce"]["measured"] == "network"
+    assert rows["info_nce"]["measured"] == "module"
     assert rows["info_nce"]["targets"]["ort-cpu"]["tax"] is None
     assert "criterion" in rows["info_nce"]["targets"]["ort-cpu"]["no_tax_reason"]
     for row in rows.values():

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import onnx
 import pytest
+import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
@@ -193,3 +194,22 @@ def test_masked_scores_stay_float_up_to_their_softmax() -> None:
         placed = place_quantizers(model)
         assert {"scores", "weights"} <= {*placed.activations, *placed.same_range}
         assert ("masked" in placed.activations) == quantized
+
+
+def test_scores_of_a_gates_softmax_stay_float_under_the_float_policy() -> None:
+    """Squared distances span hundreds: one step of their 8 bits is a factor of two behind the softmax."""
+    from edgeattn.attention import create_attention
+    from edgeattn.export.float_onnx import export_float
+    from edgeattn.models import to_edge_form
+    from edgeattn.models.example import InBlock
+
+    network = InBlock(create_attention("enc", 8, codewords=4), torch.nn.Conv2d(8, 8, 1)).eval()
+    model = export_float(to_edge_form(network, 6, 6, materialize=True), (1, 8, 6, 6)).model
+    scores = {"attention/products/conv2d/0", "attention/squares/conv2d/0", "attention/add/0"}
+    whole = place_quantizers(model, [GateRegion("attention", "int8")])
+    assert scores <= set(whole.activations)
+    # Torch has no tensor between a batch norm's product and sum.
+    assert "attention/bn/batch_norm/0.scaled" not in whole.activations
+    part = place_quantizers(model, [GateRegion("attention", "float")])
+    assert not scores & set(part.activations)
+    assert {"input", "attention/mul/2"} <= set(part.activations)
