@@ -1,4 +1,4 @@
-"""Scales with which every CPU runtime computes the same integers.
+"""Scales with which CPU runtimes compute the same integers.
 
 Runtimes requantize in float32: an int32 sum times a ratio of scales, a bias, a rounding. Each does it in its own order,
 so results that lie near the middle between two steps round either way, and one such value changes the rounding of
@@ -13,7 +13,8 @@ the way has anything to round, the order does not matter. That takes
 * biases of whole accumulator steps;
 * weights that cannot saturate 16-bit sums of pairs (`edgeattn.quant.pairs`).
 
-Float operations in between (sigmoids, means) still differ between runtimes in their last bits.
+Float operations in between (sigmoids, means) still differ between runtimes in their last bits, and a sum twice as
+large as any in calibration may be rounded.
 """
 
 from __future__ import annotations
