@@ -36,7 +36,6 @@ from edgeattn.train.layout import choose_layout, use_layout
 from edgeattn.train.loader import EpochLoader, mix_seed
 from edgeattn.train.optim import WeightAverage, build_optimizer, learning_rate_factor, set_learning_rate
 from edgeattn.train.result import EpochRecord, TrainingDivergedError, TrainResult
-from edgeattn.train.small_maps import SmallMapDepthwise
 
 __all__ = ["fit"]
 
@@ -212,7 +211,6 @@ class _Run:
             stack.enter_context(use_layout(self.model, self.layout))
             if self.teacher is not None:
                 stack.enter_context(use_layout(self.teacher, self.teacher_layout))
-            stack.enter_context(SmallMapDepthwise())
             yield
 
     def _step(self, inputs: Tensor, labels: Tensor) -> None:
