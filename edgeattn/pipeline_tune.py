@@ -33,7 +33,7 @@ from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_float import build_network
 from edgeattn.pipeline_tune_store import Candidate, Stage, Tuning, TuningStore, tuning_key
 from edgeattn.progress import Progress
-from edgeattn.quant.config import GatePolicy, PtqConfig
+from edgeattn.quant.config import RANGES_ONLY, GatePolicy
 from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.plan import Profile
 from edgeattn.quant.ptq import make_plan
@@ -48,15 +48,6 @@ DLA_TARGETS = ("tensorrt", "jetson-ssh")
 _CLASSES = 1000
 ROUNDS = 16
 _TIMING = TimingPlan(warmup_runs=10, min_runs=256, min_seconds=3.0)
-# Ranges alone: what is timed does not depend on how good they are.
-_PLAIN = PtqConfig(
-    nncf=False,
-    range_estimator="minmax",
-    equalization=False,
-    importance=False,
-    headroom="none",
-    tuning_steps=0,
-)
 
 
 def tune(
@@ -238,7 +229,7 @@ class _Search:
         if name not in self._built:
             edge = to_edge_form(self.model, self.size, self.size, form=choice.forms, materialize=True)
             floating = export_float(edge, self.image.shape).model
-            plan = make_plan(floating, [self.image], _PLAIN, gate_regions(edge, choice.policy))
+            plan = make_plan(floating, [self.image], RANGES_ONLY, gate_regions(edge, choice.policy))
             # Of random weights, values may be too small for float16; a trained network's are not.
             plan = plan.model_copy(update={"extents": dict.fromkeys(plan.extents, 1.0)})
             profile = cast("Profile", self.target.profile)

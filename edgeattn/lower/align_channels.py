@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.gates import find_gates
 from edgeattn.onnx_graph import Array, Graph, attribute
 
@@ -22,14 +23,10 @@ _POINTWISE = frozenset({"Relu", "Clip", "HardSwish", "Sigmoid", "HardSigmoid", "
 
 
 @dataclasses.dataclass(frozen=True)
-class AlignChannels:
+class AlignChannels(EveryGraph):
     """Append channels of zeros between the convolutions of a gate."""
 
     name: str = "align-channels"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Widen every squeezed map that is not aligned."""

@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 from edgeattn.errors import EdgeAttnError
 from edgeattn.onnx_graph import Graph
 
-__all__ = ["LoweringError", "LoweringPass", "run_passes"]
+__all__ = ["EveryGraph", "LoweringError", "LoweringPass", "run_passes"]
 
 
 class LoweringError(EdgeAttnError):
@@ -39,6 +39,14 @@ class LoweringPass(Protocol):
     def ensures(self, graph: Graph) -> str:
         """Say what the pass left undone or broke."""
         ...
+
+
+class EveryGraph:
+    """A pass that takes every graph, and leaves those that it has nothing to do with."""
+
+    def requires(self, graph: Graph) -> str:
+        """Accept every graph."""
+        return ""
 
 
 def run_passes(graph: Graph, passes: Sequence[LoweringPass]) -> list[str]:

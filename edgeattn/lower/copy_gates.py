@@ -6,6 +6,7 @@ import dataclasses
 
 from onnx import NodeProto
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["GATES", "VIEWS", "CopyGates", "shared_gates"]
@@ -16,14 +17,10 @@ VIEWS = frozenset({"Slice", "Split", "Reshape", "Squeeze", "Unsqueeze", "Transpo
 
 
 @dataclasses.dataclass(frozen=True)
-class CopyGates:
+class CopyGates(EveryGraph):
     """Copy sigmoids that several operations read; no number changes."""
 
     name: str = "copy-gates"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Give all readers but the first a copy."""

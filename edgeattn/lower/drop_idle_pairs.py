@@ -11,6 +11,7 @@ import dataclasses
 
 from onnx import NodeProto
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of, remove_pair, same_parameters
 from edgeattn.onnx_graph import Graph
 
@@ -34,14 +35,10 @@ _MOVING = frozenset(
 
 
 @dataclasses.dataclass(frozen=True)
-class DropIdlePairs:
+class DropIdlePairs(EveryGraph):
     """Remove pairs that change no bit."""
 
     name: str = "drop-idle-pairs"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Remove the pairs from the input on, so that each finds the DequantizeLinear that it repeats."""

@@ -11,6 +11,7 @@ import dataclasses
 
 from onnx import NodeProto
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of, remove_pair, same_parameters
 from edgeattn.onnx_graph import Graph
 
@@ -21,14 +22,10 @@ _ELEMENTWISE = frozenset({"Mul", "Add"})
 
 
 @dataclasses.dataclass(frozen=True)
-class DropInnerPairs:
+class DropInnerPairs(EveryGraph):
     """Remove pairs inside a kernel's chain."""
 
     name: str = "drop-inner-pairs"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Remove the pairs."""

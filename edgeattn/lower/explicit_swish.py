@@ -10,6 +10,7 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["ExplicitSwish"]
@@ -18,14 +19,10 @@ _NAMED = ("HardSwish", "HardSigmoid")
 
 
 @dataclasses.dataclass(frozen=True)
-class ExplicitSwish:
+class ExplicitSwish(EveryGraph):
     """Replace HardSwish and HardSigmoid."""
 
     name: str = "explicit-swish"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Replace every one."""

@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.gates import find_gates
 from edgeattn.lower.patterns import dequantize_weight, dequantized_constant, remove_pair
 from edgeattn.onnx_graph import Graph
@@ -28,14 +29,10 @@ _INT8_CHANNELS = 16
 
 
 @dataclasses.dataclass(frozen=True)
-class FloatGates:
+class FloatGates(EveryGraph):
     """Remove the quantization inside gates."""
 
     name: str = "float-gates"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Remove pairs that only gates write and read, and dequantize the weights of gates."""

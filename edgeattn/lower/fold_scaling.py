@@ -12,6 +12,7 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import quantize_behind
 from edgeattn.onnx_graph import Graph
 
@@ -19,14 +20,10 @@ __all__ = ["FoldScaling"]
 
 
 @dataclasses.dataclass(frozen=True)
-class FoldScaling:
+class FoldScaling(EveryGraph):
     """Fold scalar products in front of QuantizeLinear."""
 
     name: str = "fold-scaling"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Fold every product that only a QuantizeLinear reads."""

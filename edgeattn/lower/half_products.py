@@ -13,19 +13,19 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.extents import bound_extents
-from edgeattn.lower.half_remainder import cast_to_half, fits_half, is_int8
+from edgeattn.lower.half_remainder import LARGEST_HALF, cast_to_half, fits_half, is_int8
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["CONVOLUTIONS", "MATRIX_PRODUCTS", "HalfProducts", "float32_products"]
 
 MATRIX_PRODUCTS = frozenset({"Gemm", "MatMul"})
 CONVOLUTIONS = frozenset({"Conv", "ConvTranspose"})
-_LARGEST = 65504.0
 
 
 @dataclasses.dataclass(frozen=True)
-class HalfProducts:
+class HalfProducts(EveryGraph):
     """Cast what INT8 layers read and write to float16.
 
     Attributes:
@@ -34,10 +34,6 @@ class HalfProducts:
 
     kinds: frozenset[str] = MATRIX_PRODUCTS
     name: str = "half-products"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Insert the casts."""
@@ -71,4 +67,4 @@ def _bias_fits(graph: Graph, node: NodeProto) -> bool:
     if len(node.input) < 3 or not node.input[2]:
         return True
     bias = graph.constant(node.input[2])
-    return bias is not None and float(np.abs(bias).max(initial=0.0)) <= _LARGEST
+    return bias is not None and float(np.abs(bias).max(initial=0.0)) <= LARGEST_HALF

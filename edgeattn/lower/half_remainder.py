@@ -18,11 +18,13 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto, TensorProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.extents import bound_extents
 from edgeattn.onnx_graph import Graph
 
 __all__ = [
     "FLOAT32_KEY",
+    "LARGEST_HALF",
     "HalfRemainder",
     "cast_to_half",
     "fits_half",
@@ -34,7 +36,8 @@ __all__ = [
 FLOAT32_KEY = "edgeattn.float32"
 """Metadata entry: names of the nodes that stay float32 because of their values, separated by spaces."""
 
-_LARGEST = 65504.0
+LARGEST_HALF = 65504.0
+"""Largest number of float16."""
 _SMALLEST_NORMAL = 2.0**-14
 _MARGIN = 4.0  # images that nobody calibrated with may reach further
 _INT8 = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
@@ -45,14 +48,10 @@ _MOVES = frozenset({"Reshape", "Flatten", "Transpose", "Concat", "Slice", "Split
 
 
 @dataclasses.dataclass(frozen=True)
-class HalfRemainder:
+class HalfRemainder(EveryGraph):
     """Cast what is neither INT8 nor fused with it to float16."""
 
     name: str = "half-remainder"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept quantized graphs; a float one is left as it is, to be compared with."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Insert the casts."""
@@ -154,7 +153,7 @@ def fits_half(extent: float | None) -> bool:
     """Return whether float16 holds values of this size; what nothing is known about does not fit."""
     if extent is None:
         return False
-    return extent == 0.0 or _SMALLEST_NORMAL <= extent <= _LARGEST / _MARGIN
+    return extent == 0.0 or _SMALLEST_NORMAL <= extent <= LARGEST_HALF / _MARGIN
 
 
 def cast_to_half(graph: Graph, chosen: list[NodeProto]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of, dequantized_constant
 from edgeattn.onnx_graph import Graph, attribute
 
@@ -25,7 +26,7 @@ _LARGEST = 2**30
 
 
 @dataclasses.dataclass(frozen=True)
-class IntegerBias:
+class IntegerBias(EveryGraph):
     """Quantize biases to int32.
 
     Attributes:
@@ -33,10 +34,6 @@ class IntegerBias:
     """
 
     name: str = "integer-bias"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Rewrite every float bias that fits."""

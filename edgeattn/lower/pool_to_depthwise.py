@@ -14,6 +14,7 @@ import math
 import numpy as np
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of, quantize_behind
 from edgeattn.onnx_graph import Graph, attribute
 
@@ -21,7 +22,7 @@ __all__ = ["PoolToDepthwise"]
 
 
 @dataclasses.dataclass(frozen=True)
-class PoolToDepthwise:
+class PoolToDepthwise(EveryGraph):
     """Rewrite quantized average pools without padding.
 
     Attributes:
@@ -30,10 +31,6 @@ class PoolToDepthwise:
 
     name: str = "pool-to-depthwise"
     whole_maps: bool = False
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Rewrite the pools."""

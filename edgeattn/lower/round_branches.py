@@ -14,6 +14,7 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of
 from edgeattn.onnx_graph import Graph
 
@@ -21,14 +22,10 @@ __all__ = ["RoundBranches"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundBranches:
+class RoundBranches(EveryGraph):
     """Put an identity between convolution and quantization, before sums with power-of-two scales."""
 
     name: str = "round-branches"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Insert the identities."""

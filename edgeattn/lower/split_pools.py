@@ -10,6 +10,7 @@ import dataclasses
 
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["LARGEST_WINDOW", "SplitPools", "window_chain"]
@@ -38,14 +39,10 @@ def window_chain(size: int) -> list[int] | None:
 
 
 @dataclasses.dataclass(frozen=True)
-class SplitPools:
+class SplitPools(EveryGraph):
     """Replace reductions over height or width, and pools over whole axes, by chains of small pools."""
 
     name: str = "split-pools"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Replace every one whose sizes can be split."""

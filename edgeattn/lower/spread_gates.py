@@ -13,12 +13,12 @@ import dataclasses
 
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
+from edgeattn.lower.copy_gates import GATES
 from edgeattn.lower.patterns import dequantize_of
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["SpreadGates"]
-
-_GATES = frozenset({"Sigmoid", "HardSigmoid"})
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,14 +41,10 @@ class _Gating:
 
 
 @dataclasses.dataclass(frozen=True)
-class SpreadGates:
+class SpreadGates(EveryGraph):
     """Rewrite ``x * (a + b + c) * k`` as ``(x*a + x*b + x*c) * k``."""
 
     name: str = "spread-gates"
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Rewrite every product of a map with a sum of gates."""
@@ -117,7 +113,7 @@ def _is_gate(graph: Graph, name: str) -> bool:
     if pair is not None:
         quantize = graph.producer.get(pair.input[0])
         node = graph.producer.get(quantize.input[0]) if quantize is not None else None
-    return node is not None and node.op_type in _GATES
+    return node is not None and node.op_type in GATES
 
 
 def _spread(gating: _Gating) -> list[NodeProto]:

@@ -13,6 +13,7 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto, helper
 
+from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of
 from edgeattn.onnx_graph import Graph
 
@@ -22,7 +23,7 @@ Shape = tuple[int, ...]
 
 
 @dataclasses.dataclass(frozen=True)
-class WidenGates:
+class WidenGates(EveryGraph):
     """Widen the small operands of quantized products and sums.
 
     Attributes:
@@ -31,10 +32,6 @@ class WidenGates:
 
     name: str = "widen-gates"
     max_channels: int = 128
-
-    def requires(self, graph: Graph) -> str:
-        """Accept every graph."""
-        return ""
 
     def __call__(self, graph: Graph) -> bool:
         """Widen what is worth it."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from edgeattn.train.config import TrainConfig
 
-__all__ = ["GatePolicy", "Headroom", "PtqConfig", "QuantConfig", "RangeEstimator"]
+__all__ = ["RANGES_ONLY", "GatePolicy", "Headroom", "PtqConfig", "QuantConfig", "RangeEstimator"]
 
 GatePolicy = Literal["int8", "fixed", "float"]
 """What happens inside a gate: everything INT8; INT8 with the sigmoid's output on the fixed range
@@ -75,6 +75,25 @@ class PtqConfig(BaseModel):
     stop_at_agreement: Annotated[
         float | None, Field(ge=0, le=1, description="Skip the steps left once both profiles reach this.")
     ] = None
+
+    @model_validator(mode="after")
+    def _exact_has_headroom(self) -> PtqConfig:
+        if self.exact and self.headroom == "none":
+            raise ValueError(
+                "exact needs weights that cannot saturate, and headroom is none: leave headroom out, or exact"
+            )
+        return self
+
+
+RANGES_ONLY = PtqConfig(
+    nncf=False,
+    range_estimator="minmax",
+    equalization=False,
+    importance=False,
+    headroom="none",
+    tuning_steps=0,
+)
+"""Calibration for graphs that are only timed or built: which kernels run does not depend on how good ranges are."""
 
 
 class QuantConfig(BaseModel):

@@ -36,7 +36,7 @@ from edgeattn.quant.plan import ActivationRange, Profile, QuantPlan, quantize_we
 from edgeattn.quant.simulation import batches_of, simulated
 from edgeattn.quant.torch_graph import quantizers_of
 
-__all__ = ["exact_grids", "has_exact_grids", "whole_biases"]
+__all__ = ["exact_grids", "whole_biases"]
 
 _MANTISSA_BITS = 24
 """Of float32, the implicit one included."""
@@ -69,11 +69,6 @@ def exact_grids(
     return snapped.model_copy(
         update={"weights": weights, "provenance": {**plan.provenance, "grids": "exact"}}
     )
-
-
-def has_exact_grids(plan: QuantPlan) -> bool:
-    """Return whether `exact_grids` made the plan."""
-    return plan.provenance.get("grids") == "exact"
 
 
 def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:

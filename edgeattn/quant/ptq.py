@@ -23,7 +23,7 @@ from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_g
 from edgeattn.quant.exact_grids import exact_grids, whole_biases
 from edgeattn.quant.extents import with_extents
 from edgeattn.quant.folding import can_fold_zero_point
-from edgeattn.quant.headroom import leave_headroom
+from edgeattn.quant.headroom import Headroom, leave_headroom
 from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
@@ -164,10 +164,12 @@ def fit_to_kernels(
                 graph, plan, profile, place, images, steps, fixed_biases=fixed_biases, ranges=False
             )
         return whole_biases(plan, graph, place)
-    if config.headroom == "none":
-        return plan
+    return plan if config.headroom == "none" else _headroom(plan, graph, place, images, config).plan
+
+
+def _headroom(plan: QuantPlan, graph: Graph, place: Placement, images: Images, config: PtqConfig) -> Headroom:
     chosen = _spread(images, HEADROOM_IMAGES)
-    return leave_headroom(plan, graph, place, chosen, proven=config.headroom == "proven").plan
+    return leave_headroom(plan, graph, place, chosen, proven=config.headroom == "proven")
 
 
 def _climb(
@@ -195,9 +197,7 @@ def _with_headroom(
     if config.headroom == "none":
         return plan
     start = time.perf_counter()
-    found = leave_headroom(
-        plan, graph, place, _spread(images, HEADROOM_IMAGES), proven=config.headroom == "proven"
-    )
+    found = _headroom(plan, graph, place, images, config)
     seconds = time.perf_counter() - start
     if found.widened:
         name = f"headroom: {found.widened} of {found.channels} channels, {found.bits:.2f} bits each"

@@ -7,7 +7,6 @@ else.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import subprocess
@@ -21,9 +20,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from cpp_kit_tools import build
 
-from edgeattn.artifact import write_json
 from edgeattn.kit.write import write_kit
-from edgeattn.measure.environment import describe_environment
+from tests.benchmarks.figures import figures_parser, publish
 
 __all__ = ["main"]
 
@@ -72,22 +70,16 @@ def measure(kit: Path, starts: int, runs: int) -> dict[str, Any]:
 
 def main() -> None:
     """Build, measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = figures_parser(__doc__)
     parser.add_argument("--starts", type=int, default=40, help="of the program (default 40)")
     parser.add_argument("--runs", type=int, default=1000, help="of the engine and of frames (default 1000)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeattn-cpp-") as folder:
         kit = Path(folder) / "kit"
         write_kit("cpp", None, kit)
         build(kit, "build", "-DEAK_TESTS=OFF")
         result = measure(kit, arguments.starts, arguments.runs)
-    result["environment"] = describe_environment()
-    if arguments.json:
-        write_json(arguments.json, result)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    publish(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -50,10 +50,10 @@ def main() -> None:
             kit = Path(folder) / "kit"
             write_kit("python", None, kit)
         result = _measure(kit, options)
-    text = json.dumps(result, indent=1)
-    sys.stdout.write(text + "\n")
-    if options.json:
-        options.json.write_text(text + "\n")
+    # Here, because the processes that measure need nothing of the package.
+    from tests.benchmarks.figures import publish
+
+    publish(result, options.json)
 
 
 def _measure(kit: Path, options: argparse.Namespace) -> dict[str, Any]:
@@ -78,10 +78,7 @@ def _measure(kit: Path, options: argparse.Namespace) -> dict[str, Any]:
         kit, options, "--max-pending", "8", "--max-connections", str(4 * options.clients)
     ) as address:
         overload = _child(kit, options, "clients", address, extra)
-    from edgeattn.measure import describe_environment
-
     return {
-        "environment": describe_environment(),
         "runtime": options.runtime,
         "workers": options.workers,
         "threads": options.threads,

@@ -8,7 +8,6 @@ nothing else.
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import sys
@@ -22,9 +21,8 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from chromium import Chromium, Page
 from web_server import StaticServer
 
-from edgeattn.artifact import write_json
 from edgeattn.kit.write import write_kit
-from edgeattn.measure.environment import describe_environment
+from tests.benchmarks.figures import figures_parser, publish
 
 __all__ = ["main"]
 
@@ -107,13 +105,10 @@ def measure(kit: Path, seconds: float, visits: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = figures_parser(__doc__)
     parser.add_argument("--kit", type=Path, help="a web kit; default: the demonstration's")
     parser.add_argument("--seconds", type=float, default=10.0, help="of live classification (default 10)")
     parser.add_argument("--visits", type=int, default=10, help="new browsers that open the page (default 10)")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="also write the figures there")
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="edgeattn-web-") as folder:
         kit = arguments.kit
@@ -121,10 +116,7 @@ def main() -> None:
             kit = Path(folder) / "kit"
             write_kit("web", None, kit)
         result = measure(kit, arguments.seconds, arguments.visits)
-    result["environment"] = describe_environment()
-    if arguments.json:
-        write_json(arguments.json, result)
-    sys.stdout.write(json.dumps(result, indent=2) + "\n")
+    publish(result, arguments.json)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from edgeattn.lower.passes import PASSES
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
-from edgeattn.quant.exact_grids import exact_grids, has_exact_grids, whole_biases
+from edgeattn.quant.exact_grids import exact_grids, whole_biases
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, worst_pairs
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import QuantPlan, quantize_weight
@@ -106,7 +106,7 @@ def planned() -> tuple[ModelProto, QuantPlan]:
 
 def test_steps_are_powers_of_two_and_zero_points_even(planned: tuple[ModelProto, QuantPlan]) -> None:
     _, plan = planned
-    assert has_exact_grids(plan)
+    assert plan.provenance["grids"] == "exact"
     for name, item in plan.activations.items():
         params = item.params("u8")
         assert math.frexp(params.scale)[0] == 0.5, name

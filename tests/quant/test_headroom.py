@@ -16,20 +16,11 @@ from quant_networks import Builder
 
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.config import RANGES_ONLY
 from edgeattn.quant.headroom import PAIR_LIMIT, leave_headroom, saturating_product
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import QuantPlan, quantize_weight
 from edgeattn.quant.ptq import make_plan
-
-PLAIN = PtqConfig(
-    nncf=False,
-    equalization=False,
-    importance=False,
-    tuning_steps=0,
-    headroom="none",
-    range_estimator="minmax",
-)
 
 
 def _loud(kernel: int = 1, channels: int = 8, *, sign: float = 1.0) -> ModelProto:
@@ -49,7 +40,7 @@ def _bright(channels: int = 8, count: int = 12) -> list[NDArray[np.float32]]:
 
 
 def _planned(model: ModelProto, images: list[NDArray[np.float32]]) -> QuantPlan:
-    return make_plan(model, images, PLAIN)
+    return make_plan(model, images, RANGES_ONLY)
 
 
 def _headroom(model: ModelProto, plan: QuantPlan, images: list[NDArray[np.float32]]) -> Any:
@@ -154,7 +145,7 @@ def test_the_engine_on_this_cpu_computes_what_was_planned() -> None:
 
 def test_planning_leaves_headroom_and_says_what_it_costs() -> None:
     model, images = _loud(), _bright()
-    plan = make_plan(model, images, PLAIN.model_copy(update={"headroom": "measured"}))
+    plan = make_plan(model, images, RANGES_ONLY.model_copy(update={"headroom": "measured"}))
     assert plan.ladder[-1].step.startswith("headroom: ")
     assert plan.ladder[-1].kept
     assert plan.weights == _headroom(model, _planned(model, images), images).plan.weights

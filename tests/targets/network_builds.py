@@ -13,19 +13,9 @@ from edgeattn.attention.base import EdgeForm
 from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.models import create_model, insert_attention, to_edge_form
-from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.config import RANGES_ONLY
 from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.ptq import make_plan
-
-# Ranges alone: which kernels are built does not depend on how good they are.
-_PLAIN = PtqConfig(
-    nncf=False,
-    range_estimator="minmax",
-    equalization=False,
-    importance=False,
-    headroom="none",
-    tuning_steps=0,
-)
 
 
 class Built(NamedTuple):
@@ -50,4 +40,6 @@ def whole_network(arch: str, kind: str, form: str | None, size: int = 224) -> Bu
     image = np.random.default_rng(0).standard_normal((1, 3, size, size)).astype(np.float32)
     graph = export_float(edge.eval(), image.shape).model
     gates = sum(isinstance(module, EdgeForm) for module in edge.modules())
-    return Built(emit_qdq(graph, make_plan(graph, [image], _PLAIN, gate_regions(edge, "int8")), "s8"), gates)
+    return Built(
+        emit_qdq(graph, make_plan(graph, [image], RANGES_ONLY, gate_regions(edge, "int8")), "s8"), gates
+    )
