@@ -123,7 +123,8 @@ def make_catalogue(
     settings = settings or CatalogueSettings()
     names = choose_names(only)
     require("torch", purpose="measuring the catalogue")
-    from edgeattn.pipeline_catalogue_row import Bench, measure_row, measure_tax
+    from edgeattn.pipeline_catalogue_bench import Bench
+    from edgeattn.pipeline_catalogue_row import measure_row, measure_tax
 
     progress = progress or SilentProgress()
     rows_folder = out / "rows"

@@ -13,7 +13,7 @@ from onnx import ModelProto
 from edgeattn.attention import attentions
 from edgeattn.models.example import make_example
 from edgeattn.pipeline_catalogue import CatalogueSettings
-from edgeattn.pipeline_catalogue_row import Bench, quantize, trained_like
+from edgeattn.pipeline_catalogue_bench import Bench, quantize, trained_like
 from edgeattn.targets.reference import make_program
 
 GATE_BOUND_DB = 25.0

@@ -21,11 +21,11 @@ from edgeattn.quant.exact_grids import exact_grids, whole_biases
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, worst_pairs
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import QuantPlan, quantize_weight
-from edgeattn.quant.ptq import make_plan
+from edgeattn.quant.ptq import fit_to_kernels, make_plan
 from edgeattn.targets.reference import make_program
 
 BEFORE = PtqConfig(nncf=False, importance=False, tuning_steps=0, headroom="none")
-EXACT = BEFORE.model_copy(update={"exact": True})
+EXACT = BEFORE.model_copy(update={"exact": True, "headroom": "proven"})
 
 
 def _network(seed: int, blocks: int = 3) -> ModelProto:
@@ -84,6 +84,23 @@ def test_openvino_needs_the_pass_that_makes_it_round_branches(monkeypatch: pytes
     spelled = emit_qdq(model, make_plan(model, pictures(16, 3), EXACT), "u8")
     found, expected = (_answers(spelled, name, pictures(16, 4)) for name in ("openvino-cpu", "reference"))
     assert np.abs(found - expected).max() > 1e-5
+
+
+def test_a_trained_plan_becomes_exact_too() -> None:
+    """As after QAT: the plan comes from elsewhere, its graph's weights are what they are."""
+    model = _network(5)
+    trained = make_plan(model, pictures(16, 5), BEFORE)
+    config = EXACT.model_copy(update={"tuning_steps": 10})
+    plan = fit_to_kernels(trained, Graph(model), place_quantizers(model), pictures(16, 5), config)
+    spelled = emit_qdq(model, plan, "u8")
+    expected = _answers(spelled, "reference", pictures(8, 6))
+    for runtime in ("ort-cpu", "openvino-cpu"):
+        np.testing.assert_allclose(_answers(spelled, runtime, pictures(8, 6)), expected, rtol=0, atol=1e-5)
+
+
+def test_exact_grids_without_headroom_are_refused() -> None:
+    with pytest.raises(ValueError, match="exact needs weights that cannot saturate"):
+        PtqConfig(exact=True, headroom="none")
 
 
 def test_without_exact_grids_they_do_not() -> None:
