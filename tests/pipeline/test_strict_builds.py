@@ -115,6 +115,20 @@ def own_model(path: Path) -> Path:
     return path
 
 
+def strict_for_turing(monkeypatch: pytest.MonkeyPatch, arguments: list[str]) -> str:
+    """Run a command that passes, and again for SM75, for which TensorRT for RTX has no INT8 convolution.
+
+    Returns:
+        What the second run, which must end with code 4, says.
+    """
+    good = CliRunner().invoke(app, arguments)
+    assert good.exit_code == 0, good.output
+    monkeypatch.setattr("edgeattn.targets.tensorrt_rtx._WITHOUT_GPU", "SM75")
+    low = CliRunner().invoke(app, arguments)
+    assert low.exit_code == 4, low.output
+    return low.output
+
+
 def test_quantize_ends_with_code_4_and_says_which_module(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -130,13 +144,9 @@ def test_quantize_ends_with_code_4_and_says_which_module(
         "0",
     ]
     arguments += ["--target", "tensorrt-rtx", "--out", str(tmp_path / "out"), "--strict"]
-    full = CliRunner().invoke(app, arguments)
-    assert full.exit_code == 0, full.output
-    monkeypatch.setattr("edgeattn.targets.tensorrt_rtx._WITHOUT_GPU", "SM75")
-    low = CliRunner().invoke(app, arguments)
-    assert low.exit_code == 4, low.output
-    assert "Not INT8, by module:" in low.output
-    assert "stem" in low.output
+    said = strict_for_turing(monkeypatch, arguments)
+    assert "Not INT8, by module:" in said
+    assert "stem" in said
     report = json.loads((tmp_path / "out" / "report.json").read_text())
     assert report["verdict"] == "fail"
     assert report["targets"]["tensorrt-rtx"]["status"] == "failed"
@@ -148,7 +158,6 @@ def test_quantize_ends_with_code_4_and_says_which_module(
 def test_a_strict_run_for_turing_ends_with_code_4(
     repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """TensorRT for RTX has no INT8 convolution for SM75: a real build with low coverage."""
     arguments = ["run", str(repository / "recipes" / "quickstart.yaml"), "--out", str(tmp_path), "--strict"]
     for change in (
         "model.width=0.25",
@@ -158,10 +167,6 @@ def test_a_strict_run_for_turing_ends_with_code_4(
         "targets=[tensorrt-rtx]",
     ):
         arguments += ["--set", change]
-    good = CliRunner().invoke(app, arguments)
-    assert good.exit_code == 0, good.output
-    monkeypatch.setattr("edgeattn.targets.tensorrt_rtx._WITHOUT_GPU", "SM75")
-    low = CliRunner().invoke(app, arguments)
-    assert low.exit_code == 4, low.output
-    assert "run in INT8 for SM75" in low.output
-    assert "features.2 (" in low.output
+    said = strict_for_turing(monkeypatch, arguments)
+    assert "run in INT8 for SM75" in said
+    assert "features.2 (" in said
