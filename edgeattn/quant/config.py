@@ -56,8 +56,9 @@ class PtqConfig(BaseModel):
         bool,
         Field(
             description="Choose scales, zero points and biases with which CPU runtimes have nothing to round on the way "
-            "to an integer: ONNX Runtime, OpenVINO and the reference then give the same integers on x86. Costs a "
-            "fraction of a bit of some ranges; includes headroom that is proven."
+            "to an integer: ONNX Runtime, OpenVINO and the reference then give the same integers on x86, in "
+            "networks of convolutions, ReLU6, residual sums and pools; gates keep their grids. Costs a fraction of a bit "
+            "of some ranges; includes headroom that is proven."
         ),
     ] = False
     tuning_steps: Annotated[

@@ -13,7 +13,8 @@ the way has anything to round, the order does not matter. That takes
 * biases of whole accumulator steps;
 * weights that cannot saturate 16-bit sums of pairs (`edgeattn.quant.pairs`).
 
-Float operations in between (sigmoids, means) still differ between runtimes in their last bits, and a sum twice as
+That holds for networks of convolutions, ReLU6, residual sums and pools. Maps that a gate multiplies keep their grids:
+float operations (sigmoids, products) still differ between runtimes in their last bits, and a sum twice as
 large as any in calibration may be rounded.
 """
 
@@ -36,7 +37,7 @@ from edgeattn.quant.plan import ActivationRange, Profile, QuantPlan, quantize_we
 from edgeattn.quant.simulation import batches_of, simulated
 from edgeattn.quant.torch_graph import quantizers_of
 
-__all__ = ["exact_grids", "whole_biases"]
+__all__ = ["count_exact", "exact_grids", "whole_biases"]
 
 _MANTISSA_BITS = 24
 """Of float32, the implicit one included."""
@@ -69,6 +70,12 @@ def exact_grids(
     return snapped.model_copy(
         update={"weights": weights, "provenance": {**plan.provenance, "grids": "exact"}}
     )
+
+
+def count_exact(plan: QuantPlan) -> tuple[int, int]:
+    """Return how many activations of profile u8 have a power of two as step, and how many there are."""
+    scales = [item.params("u8").scale for item in plan.activations.values() if item.is_quantized("u8")]
+    return sum(math.frexp(scale)[0] == 0.5 for scale in scales), len(scales)
 
 
 def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
@@ -108,6 +115,9 @@ def _power_of_two_activations(plan: QuantPlan, graph: Graph, place: Placement) -
         for profile, items in plan.bias_shift.items()
     }
     followers = set(place.same_range) | set(place.fixed)
+    # Inputs are quantized by themselves. What no group holds lies at gates, whose float operations round anyway, and a
+    # range that grows there would leave its clip to be computed in float.
+    exact = set(graph.input_names)
     for group in find_groups(graph):
         own = [name for name in group.tensors if name in activations and name not in followers]
         if not own:
@@ -116,10 +126,11 @@ def _power_of_two_activations(plan: QuantPlan, graph: Graph, place: Placement) -
         channels = len(graph.constants[group.writers[0][0]])
         channel_scales[group.name] = channel_scales.get(group.name, np.ones(channels)) * factor
         _divide_layers(group, factor, weights, shifts)
+        exact.update(own)
         for name in own:
             activations[name] = _times(activations[name], 1 / factor)
     for name, item in activations.items():
-        if name not in followers and item.is_quantized("u8"):
+        if name in exact and name not in followers and item.is_quantized("u8"):
             activations[name] = _power_of_two(item)
     for name, source in place.same_range.items():
         if source in activations and name in activations:

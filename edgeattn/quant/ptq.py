@@ -20,7 +20,7 @@ from edgeattn.quant.calibrate import (
 )
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
-from edgeattn.quant.exact_grids import exact_grids, whole_biases
+from edgeattn.quant.exact_grids import count_exact, exact_grids, whole_biases
 from edgeattn.quant.extents import with_extents
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.headroom import Headroom, leave_headroom
@@ -122,7 +122,8 @@ def make_plan(
     if config.exact:
         start = time.perf_counter()
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES))
-        ladder.append(meter.step("exact grids", plan, time.perf_counter() - start))
+        name = "exact grids: {} of {} tensors".format(*count_exact(plan))
+        ladder.append(meter.step(name, plan, time.perf_counter() - start))
         # Other weights, other mean errors.
         plan = tuned("u8", ranges=False)
     # After u8, because profile s8 takes some of its grids over.
