@@ -9,6 +9,7 @@ graph are quantized at the same places by construction. Two kinds of quantizers 
 
 from __future__ import annotations
 
+import collections
 import copy as copying
 import dataclasses
 import math
@@ -228,13 +229,15 @@ def write_constants(module: nn.Module, export: FloatExport, adjusted: Graph) -> 
 
 
 def fixed_biases(module: nn.Module, export: FloatExport) -> frozenset[str]:
-    """Return the biases that `write_constants` cannot change: forms compute them, and no layer holds them."""
+    """Return the biases that nothing may shift, because no layer holds them or one layer holds several of them."""
     known = dict(module.named_modules())
-    return frozenset(
-        origin.bias
+    owners = {
+        origin.bias: _module_path(origin.norm or origin.operation)
         for origin in export.weights.values()
-        if origin.bias and _module_path(origin.norm or origin.operation) not in known
-    )
+        if origin.bias
+    }
+    uses = collections.Counter(owners.values())
+    return frozenset(bias for bias, owner in owners.items() if owner not in known or uses[owner] > 1)
 
 
 def _write_weight(layer: nn.Module, weight: NDArray[np.float32], ratio: NDArray[np.float64]) -> None:
@@ -251,7 +254,7 @@ def _write_bias(
     kept = getattr(layer, "bias", None)
     own = kept.detach().double().numpy() if isinstance(kept, nn.Parameter) else 0.0
     if norm is None and layer is not None:
-        layer.bias.copy_(torch.from_numpy(bias))  # type: ignore[operator]
+        layer.bias.copy_(torch.tensor(bias))  # type: ignore[operator]
         return
     if norm is None:
         return

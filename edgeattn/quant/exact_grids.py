@@ -33,7 +33,7 @@ from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.equalize import ChannelGroup, find_groups
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, pair_safe_scales, worst_pairs
 from edgeattn.quant.placement import Placement
-from edgeattn.quant.plan import ActivationRange, Profile, QuantPlan, quantize_weight
+from edgeattn.quant.plan import ActivationRange, Profile, QuantPlan, follow_ranges, quantize_weight
 from edgeattn.quant.simulation import batches_of, simulated
 from edgeattn.quant.torch_graph import quantizers_of
 
@@ -75,11 +75,13 @@ def exact_grids(
 def count_exact(plan: QuantPlan) -> tuple[int, int]:
     """Return how many activations of profile u8 have a power of two as step, and how many there are."""
     scales = [item.params("u8").scale for item in plan.activations.values() if item.is_quantized("u8")]
-    return sum(math.frexp(scale)[0] == 0.5 for scale in scales), len(scales)
+    return sum(map(_is_power_of_two, scales)), len(scales)
 
 
 def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
     """Return the plan with biases of whole accumulator steps, few enough of them to be exact in float32.
+
+    Layers that read a tensor without an exact grid keep their biases.
 
     Args:
         plan: From `exact_grids`, perhaps with other biases since.
@@ -92,6 +94,8 @@ def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
     for node in graph.nodes:
         step = _accumulator_step(node, graph, plan)
         if step is None or len(node.input) < 3 or node.input[2] not in adjusted.constants:
+            continue
+        if not _is_power_of_two(plan.activations[node.input[0]].params("u8").scale):
             continue
         bias = adjusted.constants[node.input[2]].astype(np.float64)
         if bias.shape != step.shape or len(graph.consumers[node.input[2]]) != 1:
@@ -128,17 +132,13 @@ def _power_of_two_activations(plan: QuantPlan, graph: Graph, place: Placement) -
         _divide_layers(group, factor, weights, shifts)
         exact.update(own)
         for name in own:
-            activations[name] = _times(activations[name], 1 / factor)
+            activations[name] = activations[name].times(1 / factor)
     for name, item in activations.items():
         if name in exact and name not in followers and item.is_quantized("u8"):
             activations[name] = _power_of_two(item)
-    for name, source in place.same_range.items():
-        if source in activations and name in activations:
-            addend = activations[name].addend
-            activations[name] = activations[source].model_copy(update={"addend": addend})
     return plan.model_copy(
         update={
-            "activations": activations,
+            "activations": follow_ranges(activations, place.same_range),
             "weights": {name: values.tolist() for name, values in weights.items()},
             "channel_scales": {name: values.tolist() for name, values in channel_scales.items()},
             "bias_shift": {
@@ -177,10 +177,8 @@ def _common_factor(scales: Sequence[float]) -> float:
     return min((scale / 2.0 ** math.floor(math.log2(scale)) for scale in scales), key=lost)
 
 
-def _times(item: ActivationRange, factor: float) -> ActivationRange:
-    return item.model_copy(
-        update={"low": item.low * factor, "high": item.high * factor, "limit": item.limit * factor}
-    )
+def _is_power_of_two(scale: float) -> bool:
+    return math.frexp(scale)[0] == 0.5
 
 
 def _power_of_two(item: ActivationRange) -> ActivationRange:

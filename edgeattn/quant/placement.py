@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.config import GatePolicy
 
-__all__ = ["BOUNDED_OUTPUT", "GateRegion", "Placement", "place_quantizers"]
+__all__ = ["BOUNDED_OUTPUT", "POOLS", "GateRegion", "Placement", "place_quantizers"]
 
 INT8_OPS = frozenset(
     [
@@ -56,6 +56,8 @@ SAME_RANGE_OPS = frozenset(
         "Resize",
     ]
 )
+POOLS = frozenset(["AveragePool", "GlobalAveragePool", "ReduceMean"])
+"""Operations whose result is a mean."""
 FUSED_ACTIVATIONS = frozenset(["Relu", "Clip"])
 BOUNDED_OUTPUT: dict[str, tuple[float, float]] = {
     "Sigmoid": (0.0, 1.0),
@@ -335,7 +337,7 @@ def _is_mean_of(graph: Graph, name: str, root: str, same_range: dict[str, str]) 
         taps = weight[0].size
         # Weights 1/n: the mean over channels, spelled as a convolution.
         return bool(np.all(np.abs(weight * taps - 1) < 1e-5))
-    return node.op_type in ("AveragePool", "GlobalAveragePool", "ReduceMean")
+    return node.op_type in POOLS
 
 
 def _is_fused_away(graph: Graph, name: str) -> bool:

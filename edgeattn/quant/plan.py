@@ -13,6 +13,7 @@ Weights are int8, symmetric, per output channel, in [-127, 127], in both.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,6 +31,7 @@ __all__ = [
     "Profile",
     "QuantParams",
     "QuantPlan",
+    "follow_ranges",
     "quantize_weight",
 ]
 
@@ -117,6 +119,24 @@ class ActivationRange(BaseModel):
     def is_quantized(self, profile: Profile) -> bool:
         """Return whether `profile` puts Q/DQ on this tensor."""
         return not (self.addend and profile == "s8")
+
+    def times(self, factor: float) -> ActivationRange:
+        """Return the range of the values times `factor`, above 0: the integers stay."""
+        return self.model_copy(
+            update={"low": self.low * factor, "high": self.high * factor, "limit": self.limit * factor}
+        )
+
+
+def follow_ranges(
+    activations: Mapping[str, ActivationRange], same_range: Mapping[str, str]
+) -> dict[str, ActivationRange]:
+    """Return the ranges, those of tensors in `same_range` taken anew from the tensor that they follow."""
+    followed = {
+        name: activations[source].model_copy(update={"addend": activations[name].addend})
+        for name, source in same_range.items()
+        if name in activations and source in activations
+    }
+    return {**activations, **followed}
 
 
 def _scale(value: float) -> float:

@@ -28,6 +28,7 @@ from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
 from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, Profile, QuantPlan
+from edgeattn.quant.pool_grids import coarsen_pools
 from edgeattn.quant.simulation import PlanMeter
 from edgeattn.quant.tuning import tune_plan
 
@@ -136,6 +137,7 @@ def make_plan(
         # Other ranges, other integers.
         plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
     counter.finish()
+    plan = coarsen_pools(plan, graph, place)
     return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)
 
 
@@ -147,7 +149,7 @@ def fit_to_kernels(
     config: PtqConfig,
     fixed_biases: frozenset[str] = frozenset(),
 ) -> QuantPlan:
-    """Return a trained plan with headroom, or on exact grids, as `make_plan` leaves one.
+    """Return a trained plan on grids that kernels take, with headroom or exact ones, as `make_plan` leaves one.
 
     Args:
         plan: Complete plan.
@@ -157,6 +159,7 @@ def fit_to_kernels(
         config: What is wanted, and from how many batches biases are tuned to new grids.
         fixed_biases: Biases that nothing may shift.
     """
+    plan = coarsen_pools(plan, graph, place)
     if config.exact:
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES))
         for profile in reversed(PROFILES) if config.tuning_steps else ():

@@ -38,6 +38,7 @@ FAST = PtqConfig(tuning_steps=0, bias_correction=False)
 QUICK = FAST.model_copy(update={"nncf": False, "importance": False, "equalization": False})
 # The whole ladder once, for the bare network; what is emitted does not depend on who found the ranges.
 TUNED = QUICK.model_copy(update={"tuning_steps": 2, "equalization": True})
+EXACT = TUNED.model_copy(update={"exact": True})
 
 
 @functools.cache
@@ -50,16 +51,22 @@ def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-
 
 
 @functools.cache
-def _tuned(kind: str):  # type: ignore[no-untyped-def]
+def _tuned(kind: str, config: PtqConfig = TUNED):  # type: ignore[no-untyped-def]
     edge = make_edge(kind, materialize=True)
     export = export_float(edge, SHAPE)
     fixed = fixed_biases(edge, export)
     gates = gate_regions(edge, "int8")
-    return edge, export, make_plan(export.model, make_images(16), TUNED, gates, fixed_biases=fixed)
+    return edge, export, make_plan(export.model, make_images(16), config, gates, fixed_biases=fixed)
 
 
-@pytest.mark.parametrize("make", [_planned, _tuned])
-@pytest.mark.parametrize("kind", ["none", *RECIPE_KINDS])
+def _exact(kind: str):  # type: ignore[no-untyped-def]
+    return _tuned(kind, EXACT)
+
+
+@pytest.mark.parametrize(
+    ("kind", "make"),
+    [*((kind, make) for kind in ("none", *RECIPE_KINDS) for make in (_planned, _tuned)), ("coord", _exact)],
+)
 def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None:
     edge, export, plan = make(kind)
     for profile in PROFILES:
@@ -110,6 +117,18 @@ def test_swish_networks_are_quantized_where_hooks_reach() -> None:
         make_images(1, seed=1),
     )
     assert found.largest_lsb <= 1
+
+
+def test_uses_of_one_layer_keep_the_bias_that_it_has() -> None:
+    edge, export, plan = _exact("coord")
+    owners = {
+        origin.bias: origin.norm.rpartition("/")[0] for origin in export.weights.values() if origin.norm
+    }
+    shared = {bias for bias, norm in owners.items() if list(owners.values()).count(norm) > 1}
+    assert shared
+    assert shared <= fixed_biases(edge, export)
+    assert not shared & set(plan.bias_shift["u8"])
+    assert plan.bias_shift["u8"]
 
 
 def _adjusted(export, plan: QuantPlan, profile: Profile) -> Graph:  # type: ignore[no-untyped-def]
