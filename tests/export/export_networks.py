@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from short_networks import shortened
 from torch import nn
 
 from edgeattn.models import create_model, insert_attention, to_edge_form
@@ -23,7 +24,7 @@ def make_edge(
 ) -> nn.Module:
     """Return an edge form whose batch norms and gates are not at their start."""
     torch.manual_seed(seed)
-    model = create_model(arch, num_classes=10, width=0.1 if arch == "mobilenet_v2" else 1.0)
+    model = shortened(create_model(arch, num_classes=10, width=0.1 if arch == "mobilenet_v2" else 1.0))
     if kind != "none":
         model = insert_attention(model, kind, identity=False)
     for module in model.modules():

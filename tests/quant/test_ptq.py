@@ -10,6 +10,7 @@ import pytest
 import torch
 from onnx import ModelProto, numpy_helper
 from quant_networks import inverted_residual, pictures, run
+from short_networks import shortened
 
 from edgeattn.errors import DataError
 from edgeattn.export.float_onnx import export_float
@@ -161,7 +162,7 @@ CASES = [
 @pytest.mark.parametrize(("arch", "kind", "policy"), CASES)
 def test_networks_with_gates_keep_fixed_and_shared_ranges(arch: str, kind: str, policy: GatePolicy) -> None:
     torch.manual_seed(0)
-    module = create_model(arch, num_classes=5, width=0.35).eval()
+    module = shortened(create_model(arch, num_classes=5, width=0.35)).eval()
     if kind != "none":
         module = insert_attention(module, kind, identity=False)
     edge = to_edge_form(module.eval(), 32, 32, materialize=True)
