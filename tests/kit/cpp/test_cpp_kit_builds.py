@@ -15,9 +15,8 @@ from PIL import Image
 from edgeattn.errors import EdgeAttnError
 from edgeattn.kit.model_folder import load_model, load_reference
 from edgeattn.kit.write import write_kit
+from edgeattn.measure.statistics import sqnr_db
 from edgeattn.targets.arm64_setup import find_environment
-
-pytestmark = pytest.mark.slow
 
 OPENVINO_ARM64 = "EDGEATTN_OPENVINO_ARM64"
 
@@ -32,7 +31,7 @@ def kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_no_sanitizer_complains_about_good_or_hostile_input(kit: Path) -> None:
     pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'edgeattn[openvino]'")
-    build(kit, "build-asan", "-DEAK_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=RelWithDebInfo")
+    build(kit, "build-asan", "-DEAK_SANITIZE=ON", "-DCMAKE_BUILD_TYPE=Debug")
     run_checked(
         [
             "ctest",
@@ -46,6 +45,7 @@ def test_no_sanitizer_complains_about_good_or_hostile_input(kit: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_without_image_libraries_it_reads_ppm_and_says_why_it_refuses_jpeg(kit: Path) -> None:
     pytest.importorskip("openvino", reason="needs OpenVINO: pip install 'edgeattn[openvino]'")
     built = build(
@@ -68,10 +68,9 @@ def test_without_image_libraries_it_reads_ppm_and_says_why_it_refuses_jpeg(kit: 
     assert "built without libjpeg" in jpeg["error"]
 
 
-def test_for_arm_it_computes_the_same_under_emulation(kit: Path) -> None:
+def test_for_arm_it_gives_the_shipped_answers_under_emulation(kit: Path) -> None:
     need("cmake", "aarch64-linux-gnu-g++", "qemu-aarch64-static")
     wheel = _openvino_for_arm()
-    here = build(kit, "build-here", "-DEAK_TESTS=OFF") / "edgeattn-classify"
     toolchain = "-DCMAKE_TOOLCHAIN_FILE=cmake/aarch64-linux-gnu.cmake"
     built = build(kit, "build-arm64", toolchain, "-DEAK_TESTS=OFF", openvino=f"{wheel}/openvino/cmake")
     reference = load_reference(kit / "model", load_model(kit / "model"))
@@ -82,12 +81,16 @@ def test_for_arm_it_computes_the_same_under_emulation(kit: Path) -> None:
         Image.open(kit / "model" / image.file).convert("RGB").save(pictures[-1])
     arguments = ["--model", "model", "--json", "--logits", *pictures]
     emulator = ["qemu-aarch64-static", "-cpu", "neoverse-n1", "-L", "/usr/aarch64-linux-gnu"]
-    there = json.loads(run_checked([*emulator, str(built / "edgeattn-classify"), *arguments], kit))["images"]
-    local = json.loads(run_checked([str(here), *arguments], kit))["images"]
-    for expected, arm, x86 in zip(images, there, local, strict=True):
-        assert arm["pixels_sha256"] == expected.pixels_sha256 == x86["pixels_sha256"]
-        assert arm["top"][0]["index"] == x86["top"][0]["index"]
-        if _has_exact_int8():
+    answers = json.loads(run_checked([*emulator, str(built / "edgeattn-classify"), *arguments], kit))["images"]
+    for expected, arm in zip(images, answers, strict=True):
+        assert arm["pixels_sha256"] == expected.pixels_sha256
+        assert arm["top"][0]["index"] == expected.top1
+        # Of ONNX Runtime on another processor: the same but for the rounding of single steps.
+        logits = np.asarray(expected.logits)
+        assert sqnr_db(logits, np.asarray(arm["logits"])) > 20
+    if _has_exact_int8():
+        here = build(kit, "build-here", "-DEAK_TESTS=OFF") / "edgeattn-classify"
+        for arm, x86 in zip(answers, json.loads(run_checked([str(here), *arguments], kit))["images"], strict=True):
             np.testing.assert_allclose(
                 np.float32(arm["logits"]), np.float32(x86["logits"]), rtol=1e-6, atol=1e-6
             )
