@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from edgeattn.attention import AttentionInfo
-    from edgeattn.report import LatencyResult, Report, TargetResult
+    from edgeattn.report import LatencyResult, Report, SensitivityResult, TargetResult
     from edgeattn.targets import TargetStatus
 
 __all__ = [
@@ -75,6 +75,9 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
                 print_line(console, f"{name}: {text}")
         if target.checked_by:
             print_line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
+    for profile, items in report.sensitivity.items():
+        if items:
+            print_line(console, _most_sensitive(profile, items))
     for reason in report.reasons:
         where = f"{reason.target}: " if reason.target else ""
         print_line(
@@ -86,6 +89,13 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
         console, f"verdict: {report.verdict}", "bold green" if report.verdict == "pass" else "bold red"
     )
     print_line(console, f"{json_path}\n{html_path}")
+
+
+def _most_sensitive(profile: str, items: Sequence[SensitivityResult]) -> str:
+    """Name what costs the outputs most. Gains do not add up: each is measured with all others in INT8."""
+    most = sorted(items, key=lambda item: item.gain_db or 0.0, reverse=True)[:3]
+    named = ", ".join(f"{item.module or item.name} {item.gain_db or 0.0:+.2f} dB" for item in most)
+    return f"{profile}: most sensitive of {len(items)} layers and gates (gain with one in float): {named}"
 
 
 def _target_row(name: str, target: TargetResult) -> tuple[str, ...]:

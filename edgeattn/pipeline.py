@@ -208,5 +208,6 @@ def _report(
         stages=space.stages,
         training=[EpochResult(**record) for record in prepared.training],
         quant=prepared.quant,
+        sensitivity={profile: list(found) for profile, found in prepared.sensitivity.items()},
         targets=results,
     )

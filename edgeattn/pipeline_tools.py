@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -23,17 +24,26 @@ from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_layers import layer_results
+from edgeattn.pipeline_sensitivity import sensitivity_results
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.plan import Profile
 from edgeattn.recipe import Accept
-from edgeattn.report import Fp32Result, LayerResult, ReasonResult, Report, write_report
+from edgeattn.report import (
+    Fp32Result,
+    LayerResult,
+    ReasonResult,
+    Report,
+    SensitivityResult,
+    write_report,
+)
 from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
 
 __all__ = ["bench_engines", "inputs_for", "quantize_onnx", "reference_logits"]
 
 _LARGEST_CALIBRATION = 256
+_SENSITIVITY_IMAGES = 8
 
 
 def quantize_onnx(
@@ -93,6 +103,7 @@ def quantize_onnx(
     fp32 = save_artifact(float_model, out / "model.fp32.onnx", "fp32", source)
     qdq: dict[str, OnnxArtifact] = {}
     layers: dict[str, list[LayerResult]] = {}
+    sensitivity: dict[str, list[SensitivityResult]] = {}
     profiles: dict[str, Profile] = {"u8": "u8", "s8": "s8"}
     for profile in (profiles[target.profile] for target in chosen.values()):
         if profile in qdq:
@@ -102,6 +113,14 @@ def quantize_onnx(
         adjusted = Graph(float_model)
         apply_plan_constants(adjusted, plan, profile)
         layers[profile] = layer_results(adjusted.to_model(), quantized, plan, profile, held_out[:8])
+        sensitivity[profile] = sensitivity_results(
+            float_model,
+            plan,
+            profile,
+            [image[None] for image in images[:_SENSITIVITY_IMAGES]],
+            (),
+            functools.partial(progress.update, f"sensitivity {profile}"),
+        )
     work = Workload(
         fp32=fp32,
         qdq=qdq,
@@ -124,6 +143,7 @@ def quantize_onnx(
             "ladder": [step.model_dump() for step in plan.ladder],
             "provenance": dict(plan.provenance),
         },
+        sensitivity=sensitivity,
     )
     reasons: list[ReasonResult] = []
     accept = accept or Accept()

@@ -35,6 +35,7 @@ from edgeattn.models import load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_float import FloatStage, StageProgress, history_of
 from edgeattn.pipeline_layers import layer_results
+from edgeattn.pipeline_sensitivity import sensitivity_results
 from edgeattn.pipeline_tune_store import Tuning
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
@@ -45,7 +46,7 @@ from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.ptq import fit_to_kernels, make_plan
 from edgeattn.recipe import Recipe
-from edgeattn.report import Fp32Result, LayerResult
+from edgeattn.report import Fp32Result, LayerResult, SensitivityResult
 from edgeattn.targets import get_target
 from edgeattn.train import evaluate, fit
 
@@ -71,6 +72,7 @@ class Prepared:
         training: Records of both trainings, for the report.
         quant: Summary of the plan, for the report.
         layers: SQNR of every quantized tensor, by profile.
+        sensitivity: What each layer and gate costs the logits, by profile.
     """
 
     fp32: OnnxArtifact
@@ -82,6 +84,7 @@ class Prepared:
     training: Sequence[Mapping[str, Any]]
     quant: dict[str, Any]
     layers: Mapping[str, Sequence[LayerResult]]
+    sensitivity: Mapping[str, Sequence[SensitivityResult]]
 
 
 def prepare(recipe: Recipe, space: Workspace, profiles: Sequence[str], progress: Progress) -> Prepared:
@@ -127,6 +130,7 @@ class _Preparation:
         emitted = cast("Sequence[Profile]", profiles)
         quantized = self._quantize(edge, model, export, calibration, splits, policies, emitted)
         qdq, layers = self._emit(quantized, calibration, emitted)
+        sensitivity = self._sensitivity(quantized, calibration, emitted)
         return Prepared(
             fp32=fp32,
             qdq=qdq,
@@ -137,6 +141,7 @@ class _Preparation:
             training=self.training,
             quant=self._summary(edge, quantized.plan, calibration),
             layers=layers,
+            sensitivity=sensitivity,
         )
 
     # ------------------------------------------------------------------------------ stages
@@ -287,6 +292,21 @@ class _Preparation:
             self.checks[profile] = dataclasses.asdict(check)
             layers[profile] = layer_results(adjusted.to_model(), model, plan, profile, images[:8])
         return artifacts, layers
+
+    def _sensitivity(
+        self, quantized: _Quantized, calibration: CalibrationSet, profiles: Sequence[Profile]
+    ) -> dict[str, list[SensitivityResult]]:
+        count = min(self.recipe.measure.sensitivity_images, len(calibration))
+        every = len(calibration) // count if count else 1
+        images = [image for index, image in enumerate(calibration.batches(1)) if index % every == 0][:count]
+        gates = gate_regions(quantized.module, self.policy)
+        model = quantized.export.model
+        return {
+            profile: sensitivity_results(
+                model, quantized.plan, profile, images, gates, self._counter(f"sensitivity {profile}")
+            )
+            for profile in profiles
+        }
 
     # ------------------------------------------------------------------------------ helpers
 

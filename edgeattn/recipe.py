@@ -209,6 +209,14 @@ class MeasureSpec(BaseModel):
         False
     )
     threads: Annotated[int, Field(ge=1, le=256)] = 1
+    sensitivity_images: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=256,
+            description="Calibration images for the sensitivity of layers; 0: do not measure it.",
+        ),
+    ] = 8
     evaluate_on: Literal["validation"] = "validation"
     limit: Annotated[int | None, Field(ge=1, description="Use only the first images of the split.")] = None
 

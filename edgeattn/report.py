@@ -147,6 +147,20 @@ class LayerResult(BaseModel):
     sqnr_db: Finite = None
 
 
+class SensitivityResult(BaseModel):
+    """What the quantization of one layer, or of one gate as a whole, costs the outputs."""
+
+    model_config = _STRICT
+
+    name: str
+    module: str | None = None
+    is_gate: bool = False
+    alone_sqnr_db: Annotated[Finite, Field(description="Of the outputs with only this one in INT8.")] = None
+    gain_db: Annotated[
+        Finite, Field(description="By how much the INT8 network's SQNR rises with this one in float.")
+    ] = None
+
+
 class LayerTimeResult(BaseModel):
     """Time of one executed layer, as the runtime reports it."""
 
@@ -221,6 +235,10 @@ class Report(BaseModel):
     quant: Annotated[dict[str, JsonValue], Field(description="Summary of the quantization plan.")] = Field(
         default_factory=dict
     )
+    sensitivity: Annotated[
+        dict[str, list[SensitivityResult]],
+        Field(description="By profile: each layer and gate by itself, on calibration images."),
+    ] = Field(default_factory=dict)
     targets: dict[str, TargetResult] = Field(default_factory=dict)
 
     @property

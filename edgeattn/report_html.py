@@ -77,6 +77,7 @@ def render_html(report: Report) -> str:
         _targets(report),
         _plots(report),
         _latency(report),
+        _sensitivity(report),
         _coverage(report),
         _training(report),
         _details(report),
@@ -176,6 +177,11 @@ def _plots(report: Report) -> str:
             report_plots.plot_layer_sqnr,
         ),
         (
+            "What quantization costs most",
+            "Layers and gates by what the outputs gain with each of them in float.",
+            report_plots.plot_sensitivity,
+        ),
+        (
             "Time by layer",
             "The slowest executed layers, as each runtime reports them.",
             report_plots.plot_layer_times,
@@ -204,6 +210,25 @@ def _latency(report: Report) -> str:
     header = ("target", "precision", "p50 ms", "p90 ms", "p99 ms", "runs", "threads", "batch")
     caption = "After warm-up, input in memory; an absolute time holds for the machine below only."
     return _section("Latency", _table(caption, header, rows, left=2))
+
+
+def _sensitivity(report: Report) -> str:
+    header = ("layer or gate", "", "alone in INT8", "gain in float")
+    caption = "SQNR of the outputs with only this one in INT8, and what it gains with only this one in float."
+    tables = []
+    for profile, items in report.sensitivity.items():
+        rows = [
+            (
+                _text(item.module or item.name),
+                "gate" if item.is_gate else "layer",
+                _NOTHING if item.alone_sqnr_db is None else f"{item.alone_sqnr_db:.1f} dB",
+                _NOTHING if item.gain_db is None else f"{item.gain_db:+.2f} dB".replace("-", "−"),
+            )
+            for item in sorted(items, key=lambda item: item.gain_db or 0.0, reverse=True)
+        ]
+        if rows:
+            tables.append(_details_of(f"Profile {profile}", _table(caption, header, rows, left=2)))
+    return _section("Sensitivity", "".join(tables)) if tables else ""
 
 
 def _coverage(report: Report) -> str:

@@ -25,6 +25,7 @@ __all__ = [
     "plot_accuracy_latency",
     "plot_layer_sqnr",
     "plot_layer_times",
+    "plot_sensitivity",
     "plot_training",
 ]
 
@@ -61,6 +62,7 @@ _STYLE: dict[str, Any] = {
 }
 _WIDTH = 8.0
 _MOST_BARS = 20
+_MOST_SENSITIVE = 12
 _LINES = ("-", "--", ":", "-.")
 
 
@@ -126,6 +128,36 @@ def plot_layer_sqnr(report: Report) -> str | None:
             axes.legend()
 
     return _render(draw, height=3.0, salt="sqnr")
+
+
+def plot_sensitivity(report: Report) -> str | None:
+    """Draw the layers and gates without whose quantization the outputs would gain most, by profile."""
+    most = {
+        profile: sorted(items, key=lambda item: item.gain_db or 0.0, reverse=True)[:_MOST_SENSITIVE]
+        for profile, items in report.sensitivity.items()
+        if items
+    }
+    if not most:
+        return None
+    heights = [0.24 * len(items) + 0.9 for items in most.values()]
+
+    def draw(figure: Figure) -> None:
+        grid = figure.subplots(len(most), 1, squeeze=False, height_ratios=heights)
+        for index, (profile, items) in enumerate(most.items()):
+            axes: Axes = grid[index][0]
+            # Gates in the second colour: a policy can leave them in float.
+            colors = [_SERIES[int(item.is_gate)] for item in items]
+            axes.barh(range(len(items)), [item.gain_db or 0.0 for item in items], color=colors, height=0.72)
+            axes.set_yticks(
+                range(len(items)),
+                [_label(item.module or item.name, "gate" if item.is_gate else "") for item in items],
+            )
+            axes.invert_yaxis()
+            axes.grid(visible=False, axis="y")
+            axes.set_title(f"profile {_plain(profile)}: {len(items)} of {len(report.sensitivity[profile])}")
+            axes.set_xlabel("dB that the outputs' SQNR gains with this one in float")
+
+    return _render(draw, height=sum(heights), salt="sensitivity")
 
 
 def plot_layer_times(report: Report) -> str | None:

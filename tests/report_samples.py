@@ -101,6 +101,19 @@ def make_report(**changes: Any) -> Report:
             for epoch in range(10)
         ],
         "quant": {"mode": "qat", "gate_policy": "int8", "tensors": 85},
+        "sensitivity": {
+            "u8": [
+                {
+                    "name": f"features/{index}/conv/0/0",
+                    "module": f"features.{index}.conv",
+                    "is_gate": index % 4 == 3,
+                    "alone_sqnr_db": 40.0 - index,
+                    "gain_db": 0.1 * index - 0.2,
+                }
+                for index in range(16)
+            ],
+            "s8": [],
+        },
         "targets": {
             "ort-cpu": _target("ort-cpu", 0.21, 0.44),
             "openvino-cpu": _target("openvino-cpu", 0.17, 0.40),

@@ -98,12 +98,26 @@ def test_every_plot_is_described_and_follows_the_page() -> None:
     page = render_html(make_report())
     found = outline(page)
     images = [attributes for _, attributes in found.elements if attributes.get("role") == "img"]
-    assert len(images) == page.count("<svg") == 4
+    assert len(images) == page.count("<svg") == 5
     assert all(attributes["aria-label"] for attributes in images)
     svg = "".join(re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL))
     assert not re.findall(r"#[0-9a-fA-F]{6}\b", svg)
     assert "DejaVu" not in page
     assert "<metadata" not in page
+
+
+def test_layers_come_by_what_they_cost() -> None:
+    """The plot shows the worst, the table all, the worst first; a profile without figures is left out."""
+    page = render_html(make_report())
+    text = outline(page).text
+    body = text[text.index("Sensitivity") :]
+    assert body.index("features.15.conv") < body.index("features.14.conv") < body.index("features.0.conv")
+    assert "+1.30 dB" in body
+    assert "−0.20 dB" in body
+    assert "Profile s8" not in body
+    plot = next(svg for svg in re.findall(r"<svg.*?</svg>", page, flags=re.DOTALL) if "in float" in svg)
+    assert "features.15.conv [gate]" in plot
+    assert "features.0.conv" not in plot
 
 
 def test_tables_have_captions_and_headers() -> None:

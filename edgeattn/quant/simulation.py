@@ -14,7 +14,7 @@ from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan, quantize_weight
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
-__all__ = ["PlanMeter", "batches_of", "channels_last", "simulated"]
+__all__ = ["PlanMeter", "batches_of", "channels_last", "simulated", "sqnr_of"]
 
 BATCH = 8
 _SILENCE = 1e-30
@@ -46,7 +46,7 @@ class PlanMeter:
             agreement[profile] = float((logits.argmax(1) == self._reference.argmax(1)).mean())
             error = float(np.square(logits - self._reference).sum())
             power = float(np.square(self._reference).sum())
-            sqnr[profile] = 10 * float(np.log10(max(power, _SILENCE) / max(error, _SILENCE)))
+            sqnr[profile] = sqnr_of(power, error)
         return LadderStep(
             step=name,
             agreement_u8=agreement["u8"],
@@ -64,6 +64,11 @@ class PlanMeter:
         quantizers = quantizers_of(plan, profile) if plan else {}
         parts = [network(batch, quantizers).flatten(1).double().numpy() for batch in self._batches]
         return np.concatenate(parts)
+
+
+def sqnr_of(signal: float, noise: float) -> float:
+    """Return the ratio of two sums of squares in dB; finite for silence and for no noise."""
+    return 10 * float(np.log10(max(signal, _SILENCE) / max(noise, _SILENCE)))
 
 
 def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, int]) -> TorchGraph:

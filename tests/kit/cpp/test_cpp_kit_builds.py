@@ -81,7 +81,9 @@ def test_for_arm_it_gives_the_shipped_answers_under_emulation(kit: Path) -> None
         Image.open(kit / "model" / image.file).convert("RGB").save(pictures[-1])
     arguments = ["--model", "model", "--json", "--logits", *pictures]
     emulator = ["qemu-aarch64-static", "-cpu", "neoverse-n1", "-L", "/usr/aarch64-linux-gnu"]
-    answers = json.loads(run_checked([*emulator, str(built / "edgeattn-classify"), *arguments], kit))["images"]
+    answers = json.loads(run_checked([*emulator, str(built / "edgeattn-classify"), *arguments], kit))[
+        "images"
+    ]
     for expected, arm in zip(images, answers, strict=True):
         assert arm["pixels_sha256"] == expected.pixels_sha256
         assert arm["top"][0]["index"] == expected.top1
@@ -90,7 +92,9 @@ def test_for_arm_it_gives_the_shipped_answers_under_emulation(kit: Path) -> None
         assert sqnr_db(logits, np.asarray(arm["logits"])) > 20
     if _has_exact_int8():
         here = build(kit, "build-here", "-DEAK_TESTS=OFF") / "edgeattn-classify"
-        for arm, x86 in zip(answers, json.loads(run_checked([str(here), *arguments], kit))["images"], strict=True):
+        for arm, x86 in zip(
+            answers, json.loads(run_checked([str(here), *arguments], kit))["images"], strict=True
+        ):
             np.testing.assert_allclose(
                 np.float32(arm["logits"]), np.float32(x86["logits"]), rtol=1e-6, atol=1e-6
             )
