@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -66,7 +67,10 @@ def use_layout(model: nn.Module, layout: torch.memory_format) -> Iterator[None]:
         return
     try:
         _convert(model, layout)
-        yield
+        with warnings.catch_warnings():
+            # Torch gives the gradients of a few weights in the other order, which costs nothing that can be measured.
+            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+            yield
     finally:
         _convert(model, torch.contiguous_format)
 
