@@ -78,6 +78,8 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
     for profile, items in report.sensitivity.items():
         if items:
             print_line(console, _most_sensitive(profile, items))
+    if report.domain and report.domain.warning:
+        print_line(console, report.domain.warning, "yellow")
     for reason in report.reasons:
         where = f"{reason.target}: " if reason.target else ""
         print_line(

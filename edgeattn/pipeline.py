@@ -209,5 +209,6 @@ def _report(
         training=[EpochResult(**record) for record in prepared.training],
         quant=prepared.quant,
         sensitivity={profile: list(found) for profile, found in prepared.sensitivity.items()},
+        domain=prepared.domain,
         targets=results,
     )

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
 from edgeattn.extras import require
+from edgeattn.measure.domain import compare_domains
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_deploy import module_of
 from edgeattn.quant.plan import Profile, QuantParams, QuantPlan
-from edgeattn.report import LayerResult
+from edgeattn.report import DomainResult, LayerResult
 
-__all__ = ["layer_results"]
+__all__ = ["domain_result", "layer_results"]
+
+DOMAIN_IMAGES = 48
+_LEAST_DOMAIN_IMAGES = 16
 
 
 def layer_results(
@@ -53,6 +58,43 @@ def layer_results(
         LayerResult(name=name, module=module_of(name), sqnr_db=_decibel(signal[name], noise[name]))
         for name in inner
     ]
+
+
+def domain_result(
+    float_model: ModelProto,
+    plan: QuantPlan,
+    calibration: Sequence[NDArray[np.float32]],
+    evaluation: NDArray[np.float32],
+) -> DomainResult | None:
+    """Compare calibration and evaluation images by how large the quantized tensors become; None for too few.
+
+    Args:
+        float_model: Canonical fp32 graph.
+        plan: Names the tensors.
+        calibration: Images (1, C, H, W).
+        evaluation: Images (N, C, H, W).
+    """
+    if min(len(calibration), len(evaluation)) < _LEAST_DOMAIN_IMAGES:
+        return None
+    inputs = Graph(float_model).input_names
+    names = [name for name in plan.activations if name not in inputs]
+    run = _Runner(float_model, names)
+
+    def extents(images: Sequence[NDArray[np.float32]] | NDArray[np.float32]) -> NDArray[np.float64]:
+        chosen = np.linspace(0, len(images) - 1, min(len(images), DOMAIN_IMAGES)).astype(int)
+        batches = (images[index] for index in chosen)
+        rows = [run(image if image.ndim == 4 else image[None]) for image in batches]
+        return np.array([[float(np.abs(value).max()) for value in row] for row in rows])
+
+    found = compare_domains(names, extents(calibration), extents(evaluation))
+    return DomainResult(
+        distance=found.distance,
+        p_value=found.p_value,
+        calibration_images=found.counts[0],
+        evaluation_images=found.counts[1],
+        is_unlike=found.is_unlike,
+        tensors=[name for name, _ in found.tensors],
+    )
 
 
 def _folded_offset(params: QuantParams, profile: Profile) -> float:

@@ -34,7 +34,7 @@ from edgeattn.measure import wilson_interval
 from edgeattn.models import load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_float import FloatStage, StageProgress, history_of
-from edgeattn.pipeline_layers import layer_results
+from edgeattn.pipeline_layers import domain_result, layer_results
 from edgeattn.pipeline_sensitivity import sensitivity_results
 from edgeattn.pipeline_tune_store import Tuning
 from edgeattn.pipeline_workspace import Workspace
@@ -46,7 +46,7 @@ from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.ptq import fit_to_kernels, make_plan
 from edgeattn.recipe import Recipe
-from edgeattn.report import Fp32Result, LayerResult, SensitivityResult
+from edgeattn.report import DomainResult, Fp32Result, LayerResult, SensitivityResult
 from edgeattn.targets import get_target
 from edgeattn.train import evaluate, fit
 
@@ -73,6 +73,7 @@ class Prepared:
         quant: Summary of the plan, for the report.
         layers: SQNR of every quantized tensor, by profile.
         sensitivity: What each layer and gate costs the logits, by profile.
+        domain: Whether the calibration images are like the measured ones.
     """
 
     fp32: OnnxArtifact
@@ -85,6 +86,7 @@ class Prepared:
     quant: dict[str, Any]
     layers: Mapping[str, Sequence[LayerResult]]
     sensitivity: Mapping[str, Sequence[SensitivityResult]]
+    domain: DomainResult | None
 
 
 def prepare(recipe: Recipe, space: Workspace, profiles: Sequence[str], progress: Progress) -> Prepared:
@@ -142,6 +144,7 @@ class _Preparation:
             quant=self._summary(edge, quantized.plan, calibration),
             layers=layers,
             sensitivity=sensitivity,
+            domain=domain_result(export.model, quantized.plan, list(calibration.batches(1)), images),
         )
 
     # ------------------------------------------------------------------------------ stages

@@ -161,6 +161,33 @@ class SensitivityResult(BaseModel):
     ] = None
 
 
+class DomainResult(BaseModel):
+    """Whether calibration and evaluation images are alike to the float network."""
+
+    model_config = _STRICT
+
+    distance: Annotated[
+        float,
+        Field(ge=0, le=1, description="Energy distance of the activations' extents; 0: one distribution."),
+    ]
+    p_value: Annotated[float, Field(ge=0, le=1, description="Share of permutations at least as far apart.")]
+    calibration_images: Annotated[int, Field(ge=0)]
+    evaluation_images: Annotated[int, Field(ge=0)]
+    is_unlike: Annotated[bool, Field(description="Neither chance nor too small to matter.")]
+    tensors: Annotated[list[str], Field(description="Where they differ most.")] = Field(default_factory=list)
+
+    @property
+    def warning(self) -> str | None:
+        """What a user should know and do; None where the sets are alike."""
+        if not self.is_unlike:
+            return None
+        return (
+            f"The calibration images are unlike the evaluation images (energy distance {self.distance:.2f}, chance "
+            f"{self.p_value:.3f}; most at {', '.join(self.tensors)}): ranges may not fit, and INT8 may lose accuracy. "
+            "Calibrate with images of the kind that the network will see."
+        )
+
+
 class LayerTimeResult(BaseModel):
     """Time of one executed layer, as the runtime reports it."""
 
@@ -239,6 +266,10 @@ class Report(BaseModel):
         dict[str, list[SensitivityResult]],
         Field(description="By profile: each layer and gate by itself, on calibration images."),
     ] = Field(default_factory=dict)
+    domain: Annotated[
+        DomainResult | None,
+        Field(description="Calibration against evaluation images; null: too few to tell."),
+    ] = None
     targets: dict[str, TargetResult] = Field(default_factory=dict)
 
     @property

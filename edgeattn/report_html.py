@@ -117,7 +117,7 @@ def _header(report: Report) -> str:
 
 def _reasons(report: Report) -> str:
     if not report.reasons:
-        return ""
+        return _section("Verdict", _domain(report)) if _domain(report) else ""
     rows = []
     for reason in sorted(report.reasons, key=lambda reason: reason.passed):
         chip = _chip("met", "good") if reason.passed else _chip("missed", "bad")
@@ -126,9 +126,13 @@ def _reasons(report: Report) -> str:
         about = f'<span class="nw">{_text(reason.target or "float network")}</span>'
         rows.append((_text(reason.bound), about, chip, _text(reason.text)))
     header = ("bound", "about", "result", "why")
-    return _section(
-        "Verdict", _table("What the recipe accepts, and what was measured.", header, rows, left=4)
-    )
+    table = _table("What the recipe accepts, and what was measured.", header, rows, left=4)
+    return _section("Verdict", table + _domain(report))
+
+
+def _domain(report: Report) -> str:
+    warning = report.domain.warning if report.domain else None
+    return f'<p class="note">{_text(warning)}</p>' if warning else ""
 
 
 def _targets(report: Report) -> str:

@@ -114,6 +114,14 @@ def make_report(**changes: Any) -> Report:
             ],
             "s8": [],
         },
+        "domain": {
+            "distance": 0.2,
+            "p_value": 0.002,
+            "calibration_images": 48,
+            "evaluation_images": 40,
+            "is_unlike": True,
+            "tensors": ["features/3/conv/3/batch_norm/0"],
+        },
         "targets": {
             "ort-cpu": _target("ort-cpu", 0.21, 0.44),
             "openvino-cpu": _target("openvino-cpu", 0.17, 0.40),

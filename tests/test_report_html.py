@@ -106,6 +106,15 @@ def test_every_plot_is_described_and_follows_the_page() -> None:
     assert "<metadata" not in page
 
 
+def test_calibration_from_another_domain_is_called_out_before_the_figures() -> None:
+    report = make_report()
+    assert report.domain is not None
+    text = outline(render_html(report)).text
+    assert text.index("unlike the evaluation images") < text.index("Targets")
+    alike = report.model_copy(update={"domain": report.domain.model_copy(update={"is_unlike": False})})
+    assert "unlike" not in render_html(alike)
+
+
 def test_layers_come_by_what_they_cost() -> None:
     """The plot shows the worst, the table all, the worst first; a profile without figures is left out."""
     page = render_html(make_report())

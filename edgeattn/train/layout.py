@@ -69,7 +69,9 @@ def use_layout(model: nn.Module, layout: torch.memory_format) -> Iterator[None]:
         _convert(model, layout)
         with warnings.catch_warnings():
             # Torch gives the gradients of a few weights in the other order, which costs nothing that can be measured.
-            warnings.filterwarnings("ignore", message="grad and param do not obey the gradient layout contract")
+            warnings.filterwarnings(
+                "ignore", message="grad and param do not obey the gradient layout contract"
+            )
             yield
     finally:
         _convert(model, torch.contiguous_format)
