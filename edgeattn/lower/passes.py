@@ -12,6 +12,7 @@ from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.integer_bias import IntegerBias
+from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.spread_gates import SpreadGates
@@ -20,7 +21,13 @@ from edgeattn.lower.widen_gates import WidenGates
 __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
-_OPENVINO: tuple[LoweringPass, ...] = (DropIdlePairs(), DropInnerPairs(), SpreadGates(), RoundBranches())
+_OPENVINO: tuple[LoweringPass, ...] = (
+    DropIdlePairs(),
+    DropInnerPairs(),
+    SpreadGates(),
+    RoundBranches(),
+    PartConcats(),
+)
 _TENSORRT: tuple[LoweringPass, ...] = (
     FloatGates(),
     CopyGates(),

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +19,7 @@ from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.integer_bias import IntegerBias
+from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.passes import PASSES
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
@@ -303,6 +307,44 @@ def test_an_identity_is_put_before_the_rounding_of_residual_branches() -> None:
     assert "LeakyRelu" in operators(lowered)
     feeds = {"x": 30 * noise(1, 1, 3, 16, 16)}
     np.testing.assert_array_equal(run(lowered, feeds), run(model, feeds))
+
+
+def concat_model() -> onnx.ModelProto:
+    """Two convolutions whose joined results a batch norm scales, as behind the halves of `scconv`."""
+    rng, b = np.random.default_rng(3), Builder()
+    source = b.pair("x", 0.05, 128)
+    branches = []
+    for _ in range(2):
+        weight = b.weight(rng.integers(-127, 128, (8, 8, 3, 3)), np.full(8, 2.0**-8, np.float32))
+        bias = b.constant((rng.integers(-500, 500, 8) * 0.05 * 2.0**-8).astype(np.float32))
+        branches.append(b.pair(b.add("Conv", source, weight, bias, pads=[1, 1, 1, 1]), 0.05, 128))
+    joined = b.pair(b.add("Concat", *branches, axis=1), 0.05, 128)
+    scaled = b.add("Mul", joined, b.constant(rng.uniform(0.5, 2, (1, 16, 1, 1)).astype(np.float32)))
+    shifted = b.add("Add", scaled, b.constant(rng.normal(size=(1, 16, 1, 1)).astype(np.float32)))
+    return b.model({"x": (1, 8, 8, 8)}, b.pair(shifted, 0.1, 128))
+
+
+_COMPILE = """
+import sys, openvino
+core = openvino.Core()
+core.compile_model(core.read_model(sys.argv[1]), "CPU")
+"""
+
+
+def test_openvino_compiles_scaled_concatenations_with_the_pass_and_crashes_without(tmp_path: Path) -> None:
+    """Should the second half fail, OpenVINO compiles them by itself, and the pass can go."""
+    model = concat_model()
+    lowered, changed = lower(model, PartConcats())
+    assert changed == ["part-concats"]
+    feeds = {"x": noise(1, 1, 8, 8, 8)}
+    np.testing.assert_array_equal(run(lowered, feeds), run(model, feeds))
+    codes = []
+    for name, item in (("with", lowered), ("without", model)):
+        path = tmp_path / f"{name}.onnx"
+        onnx.save(item, str(path))
+        command = [sys.executable, "-c", _COMPILE, str(path)]
+        codes.append(subprocess.run(command, capture_output=True, check=False, timeout=120).returncode)
+    assert codes == [0, -signal.SIGSEGV]
 
 
 def test_branches_on_other_grids_are_left_alone() -> None:
