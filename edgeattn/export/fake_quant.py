@@ -25,9 +25,17 @@ from edgeattn.errors import ModelError
 from edgeattn.export.canonical import WeightOrigin
 from edgeattn.export.float_onnx import INPUT_NAME, FloatExport, shadow
 from edgeattn.onnx_graph import Graph
+from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.nncf_ptq import quiet_nncf
-from edgeattn.quant.placement import Placement
-from edgeattn.quant.plan import WEIGHT_LIMIT, ActivationRange, Profile, QuantParams, QuantPlan
+from edgeattn.quant.placement import Placement, place_quantizers
+from edgeattn.quant.plan import (
+    WEIGHT_LIMIT,
+    ActivationRange,
+    Profile,
+    QuantParams,
+    QuantPlan,
+    quantize_weight,
+)
 
 __all__ = [
     "FakeQuantized",
@@ -41,6 +49,8 @@ __all__ = [
 
 _WEIGHT_PORT = 1
 _LEAST_LIMIT = 1e-9
+_TIE = 1e-3
+"""Steps from half-way: far more than float32 rounds, far less than a wrong scale or weight moves most values."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -81,16 +91,25 @@ class ObservedQuantizer(nn.Module):
 
 
 class _ChannelWeights(nn.Module):
+    """Fake quantization of a weight (channels first).
+
+    The graph's weight has its batch norm's factor in it, so a value half-way between two steps may round the other way
+    there. One step of a depthwise weight can move a result by several steps, which says nothing of the export: such
+    values, and only such, take the graph's integer.
+    """
+
     scales: torch.Tensor
     zeros: torch.Tensor
+    integers: torch.Tensor
 
-    def __init__(self, scales: NDArray[np.float64]) -> None:
+    def __init__(self, scales: NDArray[np.float64], integers: NDArray[np.int8]) -> None:
         super().__init__()
         self.register_buffer("scales", torch.from_numpy(scales.astype(np.float32)), persistent=False)
         self.register_buffer("zeros", torch.zeros(len(scales), dtype=torch.int32), persistent=False)
+        self.register_buffer("integers", torch.from_numpy(integers.astype(np.float32)), persistent=False)
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        return torch.fake_quantize_per_channel_affine(
+        own = torch.fake_quantize_per_channel_affine(
             weight,
             self.scales,
             self.zeros,
@@ -98,6 +117,10 @@ class _ChannelWeights(nn.Module):
             -WEIGHT_LIMIT,
             WEIGHT_LIMIT,
         )
+        scales = self.scales.reshape((-1,) + (1,) * (weight.ndim - 1))
+        steps = weight / scales
+        is_tie = (steps - steps.floor() - 0.5).abs() < _TIE
+        return torch.where(is_tie, self.integers * scales, own)
 
 
 def attach_fake_quant(
@@ -112,11 +135,19 @@ def attach_fake_quant(
         for name, wanted in plan.activations.items()
         if wanted.is_quantized(profile)
     }
-    weights: dict[str, nn.Module] = {
-        name: _ChannelWeights(_raw_scales(plan.weights[name], origin))
-        for name, origin in export.weights.items()
-        if name in plan.weights
-    }
+    adjusted = Graph(export.model)
+    apply_plan_constants(adjusted, plan, profile)
+    axes = place_quantizers(export.model).weights
+    weights: dict[str, nn.Module] = {}
+    for name, origin in export.weights.items():
+        if name in plan.weights:
+            scales = _raw_scales(plan.weights[name], origin)
+            steps = np.asarray(plan.weights[name], np.float32)
+            integers = np.moveaxis(
+                quantize_weight(adjusted.constants[name], steps, axes[name]), axes[name], 0
+            )
+            signs = np.where(origin.ratio < 0, -1, 1).reshape((-1,) + (1,) * (integers.ndim - 1))
+            weights[name] = _ChannelWeights(scales, (integers * signs).astype(np.int8))
     result = _hooked(module, export, activations, weights)
     result.module.eval()
     return result

@@ -126,7 +126,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
         name
         for name in wanted
         if not _is_fused_away(graph, name)
-        and not _is_inside_batch_norm(graph, name)
+        and not _is_inside_operation(graph, name)
         and name not in graph.output_names
     ]
     chosen = _after_activation(graph, chosen, same_range)
@@ -195,15 +195,20 @@ def _score_nodes(graph: Graph, gate: GateRegion) -> set[int]:
     return result
 
 
-def _is_inside_batch_norm(graph: Graph, name: str) -> bool:
-    """Return whether a tensor lies between the product and the sum that are left of a batch norm.
+def _is_inside_operation(graph: Graph, name: str) -> bool:
+    """Return whether a tensor lies between product and sum of a batch norm or of a linear layer over tokens, or in GELU.
 
     Torch computes both at once, so it has no such tensor to quantize in training.
     """
     product, total = graph.producer.get(name), graph.only_consumer(name)
+    if total is not None and total.op_type == "Erf":
+        return True
+    if product is not None and product.op_type == "Add":
+        erf = graph.producer.get(product.input[0])
+        return erf is not None and erf.op_type == "Erf"
     return (
         product is not None
-        and product.op_type == "Mul"
+        and product.op_type in ("Mul", "MatMul")
         and total is not None
         and total.op_type == "Add"
         and all(any(item in graph.constants for item in node.input) for node in (product, total))

@@ -17,6 +17,7 @@ from onnx import numpy_helper
 from edgeattn.attention import attentions
 from edgeattn.errors import ModelError, ParityError
 from edgeattn.export.fake_quant import (
+    _ChannelWeights,
     attach_fake_quant,
     attach_trainable,
     fixed_biases,
@@ -271,3 +272,28 @@ def test_emission_is_valid_onnx_with_fixed_shapes() -> None:
     inputs, outputs = Graph(model).io_specs()
     assert inputs[0].shape == SHAPE
     assert outputs[0].shape == (1, 10)
+
+
+def test_weights_half_way_between_steps_take_the_graphs_integer_and_others_do_not() -> None:
+    scales = np.array([0.5, 0.25])
+    weight = torch.tensor([[0.25, 0.75, 0.6], [0.125, -0.375, 0.2]])
+    graph = np.array([[1, 1, 2], [0, -2, 3]], np.int8)
+    found = _ChannelWeights(scales, graph)(weight) / torch.tensor([[0.5], [0.25]])
+    # Ties as the graph has them; 1.2 and 0.8 steps are no ties, whatever it says.
+    assert found.tolist() == [[1.0, 1.0, 1.0], [0.0, -2.0, 1.0]]
+
+
+def test_tokens_are_quantized_where_torch_has_a_tensor() -> None:
+    """A linear layer over tokens becomes MatMul and Add; torch has no tensor in between."""
+    edge = make_edge("vit")
+    export = export_float(edge, SHAPE)
+    plan = make_plan(export.model, make_images(8), QUICK, gate_regions(edge, "int8"))
+    products = [node.output[0] for node in export.model.graph.node if node.op_type == "MatMul"]
+    assert any("query" in name for name in products)
+    assert not [name for name in products if "query" in name and name in plan.activations]
+    found = check_export(
+        attach_fake_quant(write_constants(edge, export, _adjusted(export, plan, "u8")), export, plan, "u8"),
+        emit_qdq(export.model, plan, "u8"),
+        make_images(1, seed=1),
+    )
+    assert found.largest_lsb <= 1
