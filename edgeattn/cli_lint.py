@@ -124,7 +124,9 @@ def _print(
         if len(items) > _SHOWN:
             print_line(console, f"  and {len(items) - _SHOWN} more (--json lists all)")
     errors = sum(finding.severity == "error" for finding in findings)
-    summary = f"{errors} errors, {len(findings) - errors} warnings" if findings else "nothing found"
+    warnings = len(findings) - errors
+    summary = f"{errors} error{_plural(errors)}, {warnings} warning{_plural(warnings)}"
+    summary = summary if findings else "nothing found"
     print_line(console, f"\n{name} on {target}: {summary}")
     for how, plan in plans.items():
         _print_plan(console, how, plan)
@@ -136,8 +138,9 @@ def _print_plan(console: Console, how: str, plan: DlaPlan) -> None:
     verdict = "fits" if plan.fits else "does not fit"
     print_line(
         console,
-        f"\n{how}: {plan.on_dla} of {plan.operations} operations on DLA, {plan.loadables} loadables of "
-        f"{MAX_LOADABLES} ({verdict}), {plan.gpu_parts} GPU parts",
+        f"\n{how}: {plan.on_dla} of {plan.operations} operations on DLA, {plan.loadables} "
+        f"loadable{_plural(plan.loadables)} of {MAX_LOADABLES} ({verdict}), "
+        f"{plan.gpu_parts} GPU part{_plural(plan.gpu_parts)}",
     )
     rows = []
     for index, part in enumerate(plan.parts):
@@ -147,7 +150,11 @@ def _print_plan(console: Console, how: str, plan: DlaPlan) -> None:
     print_table(console, ("part", "device", "operations", "from ... to", "why not DLA"), rows[:40], left=5)
 
 
+def _plural(number: int) -> str:
+    return "" if number == 1 else "s"
+
+
 def _print_fixed(console: Console, path: Path, fixed: Sequence[str], left: Sequence[Finding]) -> None:
     what = ", ".join(fixed) if fixed else "nothing: no rule that it breaks has an exact fix"
-    print_line(console, f"fixed {what}; {len(left)} findings left")
+    print_line(console, f"fixed {what}; {len(left)} finding{_plural(len(left))} left")
     print_line(console, str(path))

@@ -58,7 +58,7 @@ def test_the_plan_shows_what_the_fix_is_worth(model: Path) -> None:
     plans = json.loads(text)["plans"]
     assert plans["as it is"]["gpu_parts"] > plans["with --fix"]["gpu_parts"] == 0
     _, text = run(str(model), "--target", "dla", "--plan")
-    assert "1 loadables of 16 (fits)" in text
+    assert "1 loadable of 16 (fits), 0 GPU parts" in text
 
 
 @pytest.mark.parametrize(

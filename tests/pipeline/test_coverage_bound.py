@@ -9,6 +9,7 @@ import pytest
 from report_samples import make_report
 
 from edgeattn import load_recipe
+from edgeattn.attention import attentions
 from edgeattn.cli_output import report_text
 from edgeattn.pipeline_deploy import Measured, judge_target
 from edgeattn.pipeline_tune import tune
@@ -104,5 +105,8 @@ def test_forms_are_ranked_by_kernels_where_nothing_can_run(tmp_path: Path) -> No
     tuning = tune(recipe, store=TuningStore(tmp_path))
     assert tuning.forms == {"coord": "joint_mean"}
     assert all(item.latency_ms is None and item.kernels for item in tuning.candidates)
-    worse = {item.forms["coord"]: item.ratio for item in tuning.candidates}
+    start, *others = tuning.candidates
+    assert (start.forms, start.kept) == ({"coord": "joint_mean"}, True)
+    worse = {item.forms["coord"]: item.ratio for item in others}
+    assert set(worse) == set(attentions.get("coord").edge_forms) - {"joint_mean"}
     assert all(ratio > 1 for ratio in worse.values())
