@@ -39,7 +39,10 @@ def lint(
     ],
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Also write the model with every fix applied that is exact."),
+        typer.Option(
+            metavar="OUT",
+            help="Also write the model with every fix applied that keeps its numbers; which ones round is said.",
+        ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="With --target dla: the loadables and GPU parts it is cut into.")
@@ -116,8 +119,9 @@ def _print(
     for rule, items in by_rule.items():
         first = items[0]
         style = "red" if first.severity == "error" else "yellow"
-        fixable = ", --fix repairs it" if first.fixable else ""
-        print_line(console, f"\n{rule} {first.severity}: {first.title} ({len(items)}{fixable})", style)
+        print_line(
+            console, f"\n{rule} {first.severity}: {first.title} ({len(items)}{_repairs(items)})", style
+        )
         print_line(console, f"  {first.why}")
         for item in items[:_SHOWN]:
             print_line(console, f"  {item.node}: {item.value}")
@@ -148,6 +152,15 @@ def _print_plan(console: Console, how: str, plan: DlaPlan) -> None:
         span = part.nodes[0] if len(part.nodes) == 1 else f"{part.nodes[0]} ... {part.nodes[-1]}"
         rows.append((str(index), part.device.upper(), str(len(part.nodes)), span, why))
     print_table(console, ("part", "device", "operations", "from ... to", "why not DLA"), rows[:40], left=5)
+
+
+def _repairs(items: Sequence[Finding]) -> str:
+    """Return what --fix does about one rule's findings, or an empty string."""
+    fixable = sum(item.fixable for item in items)
+    if not fixable:
+        return ""
+    rounds = f", rounding {items[0].rounds}" if items[0].rounds else ""
+    return f", --fix repairs {'it' if fixable == len(items) else f'{fixable} of them'}{rounds}"
 
 
 def _plural(number: int) -> str:
