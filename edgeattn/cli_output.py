@@ -59,6 +59,7 @@ def report_text(report: Report, json_path: Path, html_path: Path, *, width: int 
 
 def _write_report(console: Console, report: Report, json_path: Path, html_path: Path) -> None:
     from edgeattn.cli_coverage import print_coverage
+    from edgeattn.report import device_text
 
     float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
     console.print(
@@ -73,6 +74,8 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
         for text in (target.reason, target.error):
             if text:
                 print_line(console, f"{name}: {text}")
+        if where := device_text(target.build):
+            print_line(console, f"{name}: {where}")
         if target.checked_by:
             print_line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
     for reason in report.reasons:
