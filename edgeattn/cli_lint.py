@@ -39,7 +39,10 @@ def lint(
     ],
     fix: Annotated[
         Path | None,
-        typer.Option(metavar="OUT", help="Also write the model with every fix applied that is exact."),
+        typer.Option(
+            metavar="OUT",
+            help="Also write the model with every fix applied that keeps its numbers; which ones round is said.",
+        ),
     ] = None,
     plan: Annotated[
         bool, typer.Option("--plan", help="With --target dla: the loadables and GPU parts it is cut into.")
@@ -116,15 +119,18 @@ def _print(
     for rule, items in by_rule.items():
         first = items[0]
         style = "red" if first.severity == "error" else "yellow"
-        fixable = ", --fix repairs it" if first.fixable else ""
-        print_line(console, f"\n{rule} {first.severity}: {first.title} ({len(items)}{fixable})", style)
+        print_line(
+            console, f"\n{rule} {first.severity}: {first.title} ({len(items)}{_repairs(items)})", style
+        )
         print_line(console, f"  {first.why}")
         for item in items[:_SHOWN]:
             print_line(console, f"  {item.node}: {item.value}")
         if len(items) > _SHOWN:
             print_line(console, f"  and {len(items) - _SHOWN} more (--json lists all)")
     errors = sum(finding.severity == "error" for finding in findings)
-    summary = f"{errors} errors, {len(findings) - errors} warnings" if findings else "nothing found"
+    warnings = len(findings) - errors
+    summary = f"{errors} error{_plural(errors)}, {warnings} warning{_plural(warnings)}"
+    summary = summary if findings else "nothing found"
     print_line(console, f"\n{name} on {target}: {summary}")
     for how, plan in plans.items():
         _print_plan(console, how, plan)
@@ -136,8 +142,9 @@ def _print_plan(console: Console, how: str, plan: DlaPlan) -> None:
     verdict = "fits" if plan.fits else "does not fit"
     print_line(
         console,
-        f"\n{how}: {plan.on_dla} of {plan.operations} operations on DLA, {plan.loadables} loadables of "
-        f"{MAX_LOADABLES} ({verdict}), {plan.gpu_parts} GPU parts",
+        f"\n{how}: {plan.on_dla} of {plan.operations} operations on DLA, {plan.loadables} "
+        f"loadable{_plural(plan.loadables)} of {MAX_LOADABLES} ({verdict}), "
+        f"{plan.gpu_parts} GPU part{_plural(plan.gpu_parts)}",
     )
     rows = []
     for index, part in enumerate(plan.parts):
@@ -147,7 +154,20 @@ def _print_plan(console: Console, how: str, plan: DlaPlan) -> None:
     print_table(console, ("part", "device", "operations", "from ... to", "why not DLA"), rows[:40], left=5)
 
 
+def _repairs(items: Sequence[Finding]) -> str:
+    """Return what --fix does about one rule's findings, or an empty string."""
+    fixable = sum(item.fixable for item in items)
+    if not fixable:
+        return ""
+    rounds = f", rounding {items[0].rounds}" if items[0].rounds else ""
+    return f", --fix repairs {'it' if fixable == len(items) else f'{fixable} of them'}{rounds}"
+
+
+def _plural(number: int) -> str:
+    return "" if number == 1 else "s"
+
+
 def _print_fixed(console: Console, path: Path, fixed: Sequence[str], left: Sequence[Finding]) -> None:
     what = ", ".join(fixed) if fixed else "nothing: no rule that it breaks has an exact fix"
-    print_line(console, f"fixed {what}; {len(left)} findings left")
+    print_line(console, f"fixed {what}; {len(left)} finding{_plural(len(left))} left")
     print_line(console, str(path))

@@ -59,6 +59,7 @@ def report_text(report: Report, json_path: Path, html_path: Path, *, width: int 
 
 def _write_report(console: Console, report: Report, json_path: Path, html_path: Path) -> None:
     from edgeattn.cli_coverage import print_coverage
+    from edgeattn.report import device_text
 
     float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
     console.print(
@@ -73,6 +74,8 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
         for text in (target.reason, target.error):
             if text:
                 print_line(console, f"{name}: {text}")
+        if where := device_text(target.build):
+            print_line(console, f"{name}: {where}")
         if target.checked_by:
             print_line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
     for profile, items in report.sensitivity.items():
@@ -190,14 +193,20 @@ def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
     counted = "ranked_by" in tuning["key"]
     cost_header = ("kernels", "KiB moved") if counted else ("p50 ms",)
     ratio_header = "ratio to the best before" + ("" if counted else " (95 % interval)")
-    print_table(console, ("stage", "form", "gates", *cost_header, ratio_header, "kept"), rows, left=3)
+    if rows:
+        print_table(console, ("stage", "form", "gates", *cost_header, ratio_header, "kept"), rows, left=3)
+    else:
+        print_line(console, "one form and one gate policy: there was nothing to compare")
     key = tuning["key"]
+    device = f" ({key['device']})" if key.get("device") else ""
     threads = f"{key['threads']} thread{'s' if key['threads'] > 1 else ''}"
-    if counted:
+    if counted and rows:
         print_line(
             console, "nothing could be timed here: ranked by the kernels of the engine, then by bytes moved"
         )
-    print_line(console, f"fastest on {key['target']} {key['runtime']}, {threads}: {_forms(tuning['forms'])}")
+    print_line(
+        console, f"fastest on {key['target']} {key['runtime']}{device}, {threads}: {_forms(tuning['forms'])}"
+    )
     print_line(console, f"gate policies from the fastest on: {', '.join(tuning['policies'])}")
     print_line(console, str(path))
 
@@ -220,9 +229,13 @@ def _print_dla_tuning(console: Console, tuning: Mapping[str, Any], path: Path) -
     fits = "fits" if chosen["loadables"] <= 16 else "does not fit"
     print_line(
         console,
-        f"fewest hand-overs: {_forms(tuning['forms'])}; {chosen['loadables']} loadables of 16 ({fits})",
+        f"fewest hand-overs: {_forms(tuning['forms'])}; {_counted(chosen['loadables'], 'loadable')} of 16 ({fits})",
     )
     print_line(console, str(path))
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _forms(forms: Mapping[str, str]) -> str:

@@ -148,6 +148,7 @@ class _Search:
         classes = recipe.model.num_classes or _CLASSES
         self.model = build_network(recipe, classes, identity=False).eval()
         self.candidates: list[Candidate] = []
+        self._start: Candidate | None = None
         self._built: dict[str, Engine] = {}
         self._done, self._total = 0, 1
 
@@ -169,7 +170,13 @@ class _Search:
                 _Choice({**best.forms, **dict.fromkeys(paths, name)}, best.policy) for name in alternatives
             ]
             best = self._best("size", best, tried)
-        return {"forms": dict(best.forms), "policies": policies, "candidates": self.candidates}
+        return {"forms": dict(best.forms), "policies": policies, "candidates": self._with_start()}
+
+    def _with_start(self) -> list[Candidate]:
+        if self._start is None:
+            return self.candidates
+        kept = not any(item.kept for item in self.candidates)
+        return [self._start.model_copy(update={"kept": kept}), *self.candidates]
 
     def _forms(self) -> tuple[str, ...]:
         asked = self.recipe.attention.edge_form
@@ -187,7 +194,8 @@ class _Search:
 
     def _best(self, stage: Stage, best: _Choice, others: Sequence[_Choice]) -> _Choice:
         """Time `others` against `best` and return the fastest."""
-        measured = self._measure(best, others)
+        measured = self._compare(best, others)
+        # The best so far is at 1 itself.
         faster = [choice for choice, (_, _, interval) in measured.items() if interval[1] < 1.0]
         winner = min(faster, key=lambda choice: measured[choice][1], default=_id(best))
         for choice in others:
@@ -195,7 +203,7 @@ class _Search:
         return next(choice for choice in (best, *others) if _id(choice) == winner)
 
     def _policies(self, best: _Choice, others: Sequence[_Choice]) -> tuple[list[GatePolicy], _Choice]:
-        measured = self._measure(best, others)
+        measured = self._compare(best, others)
         ratios: dict[GatePolicy, float] = {best.policy: 1.0}
         for choice in others:
             _, ratio, interval = measured[_id(choice)]
@@ -206,10 +214,16 @@ class _Search:
             self._note("policy", choice, measured[_id(choice)], kept=choice.policy == order[0])
         return order, _Choice(best.forms, order[0])
 
-    def _measure(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
-        """Return (median in ms, ratio to `best`, interval) of every choice but `best`."""
+    def _compare(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
+        """Return (median in ms, ratio to `best`, interval) of `best` and of every other choice."""
         if not others:
             return {}
+        measured = self._measure(best, others)
+        if self._start is None:
+            self._start = self._candidate("start", best, measured[_id(best)], kept=True)
+        return measured
+
+    def _measure(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
         engines = {_id(choice): self._build(choice) for choice in (best, *others)}
         with contextlib.ExitStack() as stack:
             sessions: dict[str, Session] = {
@@ -219,10 +233,10 @@ class _Search:
             result = compare_latency(
                 sessions, {"input": self.image}, self.timing, rounds=ROUNDS, baseline=_id(best)
             )
-        return {
-            name: (result.latencies[name].p50_ms, ratio.ratio, (ratio.interval[0], ratio.interval[1]))
-            for name, ratio in result.ratios.items()
-        }
+        figures: dict[str, _Figures] = {_id(best): (result.latencies[_id(best)].p50_ms, 1.0, (1.0, 1.0))}
+        for name, ratio in result.ratios.items():
+            figures[name] = result.latencies[name].p50_ms, ratio.ratio, (ratio.interval[0], ratio.interval[1])
+        return figures
 
     def _build(self, choice: _Choice) -> Engine:
         name = _id(choice)
@@ -243,28 +257,22 @@ class _Search:
             self.progress.update("tune", min(self._done, self._total), self._total)
         return self._built[name]
 
-    def _note(
-        self,
-        stage: Stage,
-        choice: _Choice,
-        measured: _Figures,
-        *,
-        kept: bool,
-    ) -> None:
+    def _note(self, stage: Stage, choice: _Choice, measured: _Figures, *, kept: bool) -> None:
+        self.candidates.append(self._candidate(stage, choice, measured, kept=kept))
+
+    def _candidate(self, stage: Stage, choice: _Choice, measured: _Figures, *, kept: bool) -> Candidate:
         latency_ms, ratio, interval = measured
         details = self._built[_id(choice)].details
-        self.candidates.append(
-            Candidate(
-                stage=stage,
-                forms=dict(choice.forms),
-                policy=choice.policy,
-                latency_ms=latency_ms,
-                ratio=ratio,
-                ratio_interval=interval,
-                kept=kept,
-                kernels=details.get("kernels"),
-                bytes_moved=details.get("coverage", {}).get("bytes_moved"),
-            )
+        return Candidate(
+            stage=stage,
+            forms=dict(choice.forms),
+            policy=choice.policy,
+            latency_ms=latency_ms,
+            ratio=ratio,
+            ratio_interval=interval,
+            kept=kept,
+            kernels=details.get("kernels"),
+            bytes_moved=details.get("coverage", {}).get("bytes_moved"),
         )
 
 
@@ -274,7 +282,7 @@ class _CountingSearch(_Search):
     def _measure(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
         counts = {_id(choice): self._count(choice) for choice in (best, *others)}
         base = counts[_id(best)]
-        ratios = {name: count / base for name, count in counts.items() if name != _id(best)}
+        ratios = {name: count / base for name, count in counts.items()}
         return {name: (None, ratio, (ratio, ratio)) for name, ratio in ratios.items()}
 
     def _count(self, choice: _Choice) -> float:

@@ -16,27 +16,27 @@ from edgeattn.errors import ArtifactError
 from edgeattn.measure.environment import describe_environment
 from edgeattn.quant.config import GatePolicy
 from edgeattn.recipe import Recipe
-from edgeattn.targets import Target
+from edgeattn.targets import Target, device_of
 
 __all__ = ["Candidate", "Stage", "Tuning", "TuningStore", "tuning_key"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Stage = Literal["form", "policy", "size"]
+Stage = Literal["start", "form", "policy", "size"]
 
 
 class Candidate(BaseModel):
     """One way to build the network, timed against the default in alternation.
 
     Attributes:
-        stage: ``"form"``, ``"policy"`` or ``"size"``.
+        stage: ``"start"``, which the first ones are compared with, ``"form"``, ``"policy"`` or ``"size"``.
         forms: Edge form by mechanism or module path.
         policy: Gate policy.
         latency_ms: Median of the whole network; None where nothing ran, and something was counted.
         ratio: Median over rounds of its latency over the latency of the best one before it; or of the counts.
         ratio_interval: 95 % bootstrap interval of `ratio`.
-        kept: Whether it became the best one.
+        kept: Whether it became the best one; of the start, whether nothing else did.
         kernels: In the engine, on targets that tell.
         bytes_moved: By its kernels, likewise.
         loadables: That DLA would run, where ranked by hand-overs; a core holds 16.
@@ -64,10 +64,10 @@ class Tuning(BaseModel):
     """The outcome of tuning one network for one target.
 
     Attributes:
-        key: What it holds for: network, attention, target, runtime, threads, machine.
+        key: What it holds for: network, attention, target, runtime, threads, machine, device.
         forms: Edge form by mechanism, and by module path where one differs.
         policies: Gate policies from the fastest on, measured with `forms`' mechanism-wide form.
-        candidates: Everything that was timed, in order.
+        candidates: Everything that was timed, in order; empty where there was no choice.
     """
 
     model_config = _STRICT
@@ -127,6 +127,8 @@ def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
         "target": target.name,
         "runtime": target.probe().version,
         "threads": threads,
+        # Planning by tables needs no device, and holds for all.
+        "device": "" if spec is not None and spec.rank_by == "dla" else device_of(target),
         "machine": {key: cpu[key] for key in ("model", "architecture", "usable_cores", "instruction_sets")},
         "network": {
             "arch": model.arch,

@@ -29,6 +29,7 @@ __all__ = [
     "Report",
     "StageResult",
     "TargetResult",
+    "device_text",
     "load_report",
     "report_schema",
     "write_report",
@@ -321,6 +322,22 @@ def load_report(path: Path | str) -> Report:
             f"{path} is not an edgeattn report: {where}: {first['msg']} ({exc.error_count()} problems). "
             "Name a report.json that `edgeattn run` wrote."
         ) from exc
+
+
+def device_text(build: Mapping[str, Any]) -> str:
+    """Return where a target on another machine ran, and with which runtime; empty for one that runs here.
+
+    Args:
+        build: An engine's details; a device's own words are in ``build["device"]``.
+    """
+    device = build.get("device")
+    if not isinstance(device, Mapping):
+        return ""
+    what = device.get("model") or f"no known Jetson ({device.get('architecture', 'unknown processor')})"
+    jetpack = f", JetPack {device['jetpack']}" if device.get("jetpack") else ""
+    runtime = str(build.get("runtime") or "")
+    without = ", so without TensorRT" if runtime.startswith("ort ") else ""
+    return f"ran on {what}{jetpack}, with {runtime or 'an unknown runtime'}{without}"
 
 
 def report_schema() -> Mapping[str, Any]:

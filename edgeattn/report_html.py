@@ -15,6 +15,7 @@ import yaml
 
 from edgeattn import report_plots
 from edgeattn.errors import MissingExtraError
+from edgeattn.report import device_text
 from edgeattn.report_coverage import coverage_rows
 
 if TYPE_CHECKING:
@@ -143,6 +144,8 @@ def _targets(report: Report) -> str:
         rows.append(_target_cells(name, target))
         said = (text for text in (target.reason, target.error) if text)
         notes += [f"<strong>{_text(name)}</strong>: {_text(text)}" for text in said]
+        if where := device_text(target.build):
+            notes.append(f"<strong>{_text(name)}</strong>: {_text(where)}.")
         if target.checked_by:
             notes.append(
                 f"<strong>{_text(name)}</strong>: the accuracy is that of the same QDQ file run by "

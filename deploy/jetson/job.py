@@ -160,16 +160,14 @@ class Run:
         except (ValueError, KeyError, TypeError):
             self._steps = {}
 
-    def _step(self, name: str, text: str, do):
-        if name in self._steps:
-            self._done += 1
-            self._say(f"{text}: done before")
-            return self._steps[name]
-        self._say(text)
-        self._steps[name] = do()
-        write_json(self._kept, {"key": self._key, "steps": self._steps})
+    def _step(self, name: str, text: str, do, show):
+        before = name in self._steps
+        if not before:
+            self._say(text)
+            self._steps[name] = do()
+            write_json(self._kept, {"key": self._key, "steps": self._steps})
         self._done += 1
-        self._say(f"{text}: done")
+        self._say(f"{text}{' (done before)' if before else ''}: {show(self._steps[name])}")
         return self._steps[name]
 
     def _build(self, runtime, model: Path, result: dict) -> Path:
@@ -177,7 +175,7 @@ class Run:
         key = hashlib.sha256(f"{job.model['sha256']}-{runtime.key}".encode()).hexdigest()[:24]
         engine = HERE / "engines" / f"{key}{runtime.suffix}"
         note = engine.with_suffix(".json")
-        self._say("building the engine")
+        self._say(f"building the engine with {runtime.name} {runtime.version}")
         described = None
         if engine.is_file() and note.is_file() and not (self._again and job.engine_sha256 is None):
             try:
@@ -217,7 +215,7 @@ class Run:
         runtime.open(engine, job.inputs, job.outputs)
         if job.reference:
             result["reference"] = self._step(
-                "reference", "checking the outputs", lambda: self._check(runtime)
+                "reference", "checking the outputs", lambda: self._check(runtime), _show_reference
             )
             if not result["reference"]["passed"]:
                 raise Mismatch(
@@ -225,13 +223,23 @@ class Run:
                     f"class, at least {LEAST_AGREEMENT:.0%} are expected"
                 )
         if job.feeds:
-            result["outputs"] = self._step("feeds", "running the inputs", lambda: self._infer(runtime))
+            result["outputs"] = self._step(
+                "feeds",
+                "running the inputs",
+                lambda: self._infer(runtime),
+                lambda done: f"{done['shape'][0]}",
+            )
         if job.timing:
-            result["timing"] = self._step("timing", "measuring", lambda: self._time(runtime))
+            result["timing"] = self._step("timing", "measuring", lambda: self._time(runtime), _show_timing)
         if job.layers:
             name, shape = next(iter(job.inputs.items()))
             feeds = {name: np.zeros(shape, np.float32)}
-            result["layers"] = self._step("layers", "profiling", lambda: runtime.layers(feeds, job.layers))
+            result["layers"] = self._step(
+                "layers",
+                "profiling",
+                lambda: runtime.layers(feeds, job.layers),
+                lambda found: f"{len(found)} layers",
+            )
 
     def _check(self, runtime) -> dict:
         job = self._job
@@ -300,7 +308,6 @@ class Run:
         feeds = {name: np.random.default_rng(0).standard_normal(shape).astype(np.float32)}
         samples = runtime.time(feeds, plan)
         p50, p90, p99 = (float(value) / 1e6 for value in np.percentile(samples, (50, 90, 99)))
-        self._say(f"p50 {p50:.3f} ms, p90 {p90:.3f} ms, p99 {p99:.3f} ms of {len(samples)} runs")
         return {
             "p50_ms": p50,
             "p90_ms": p90,
@@ -315,3 +322,18 @@ class Run:
             "state_before": before,
             "state_after": read_state(),
         }
+
+
+def _show_reference(found: dict) -> str:
+    n = found["n"]
+    text = f"{round(found['agreement'] * n)} of {n} images get the expected class"
+    if found["top1"] is not None:
+        text += f", {found['top1']:.1%} the true one"
+    if found["max_abs_diff"] is not None:
+        text += f"; logits differ by at most {found['max_abs_diff']:.3g} from those of {found['runtime']}"
+    return text
+
+
+def _show_timing(found: dict) -> str:
+    times = ", ".join(f"{name} {found[f'{name}_ms']:.3f} ms" for name in ("p50", "p90", "p99"))
+    return f"{times} of {found['runs']} runs"

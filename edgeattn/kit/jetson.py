@@ -71,6 +71,7 @@ KIND = KitKind(
     summary="builds a TensorRT engine on the device, checks it and measures it",
     write_program=_write_program,
     next_steps=(
+        "scp -r . jetson:jetson-kit        # to your device; then there, in jetson-kit:",
         "python3 run.py --check",
         "python3 run.py",
         "python3 run.py --runtime ort      # on any machine with ONNX Runtime",

@@ -45,20 +45,37 @@ def rules_for(target: str) -> tuple[Rule, ...]:
 
 
 def lint_graph(graph: Graph, target: str) -> list[Finding]:
-    """Return everything that breaks a rule of a target, errors first.
+    """Return everything that breaks a rule of a target, errors first; the fixes are tried on a copy.
 
     Raises:
         RecipeError: If there are no rules for such a target.
     """
-    view = View(graph)
+    found = _find(graph, target)
+    stays = {(rule.id, item.node) for rule, item in found}
+    if any(rule.fix is not None for rule, _ in found):
+        copy = Graph(graph.to_model())
+        fix_graph(copy, target)
+        stays = {(rule.id, item.node) for rule, item in _find(copy, target)}
     findings = [
         Finding(
-            rule.id, rule.title, rule.severity, rule.why, item.node, item.tensor, item.value, bool(rule.fix)
+            rule=rule.id,
+            title=rule.title,
+            severity=rule.severity,
+            why=rule.why,
+            node=item.node,
+            tensor=item.tensor,
+            value=item.value,
+            fixable=(rule.id, item.node) not in stays,
+            rounds=rule.rounds,
         )
-        for rule in rules_for(target)
-        for item in rule.find(view)
+        for rule, item in found
     ]
     return sorted(findings, key=lambda finding: finding.severity != "error")
+
+
+def _find(graph: Graph, target: str) -> list[tuple[Rule, Evidence]]:
+    view = View(graph)
+    return [(rule, item) for rule in rules_for(target) for item in rule.find(view)]
 
 
 def fix_graph(graph: Graph, target: str) -> Sequence[str]:

@@ -98,6 +98,7 @@ class Rule:
         find: Reads a graph and returns where it is broken.
         fix: Rewrites a graph in place and returns whether anything changed; None where no rewrite keeps
             the numbers.
+        rounds: How the fix rounds numbers, as in "to float16"; empty where it keeps every bit.
     """
 
     id: str
@@ -107,11 +108,21 @@ class Rule:
     severity: Severity
     find: Callable[[View], Iterable[Evidence]]
     fix: Callable[[Graph], bool] | None = None
+    rounds: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
 class Finding:
-    """One rule, broken at one place."""
+    """One rule, broken at one place.
+
+    Attributes:
+        rule: Its id; title, severity and why are the rule's as well.
+        node: Name of the node.
+        tensor: Name of the tensor, or an empty string.
+        value: What was seen there.
+        fixable: Whether the fixes were tried and leave nothing to find here.
+        rounds: How the fix rounds numbers; empty where it keeps every bit.
+    """
 
     rule: str
     title: str
@@ -121,6 +132,7 @@ class Finding:
     tensor: str
     value: str
     fixable: bool
+    rounds: str = ""
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready description."""

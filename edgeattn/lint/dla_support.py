@@ -141,6 +141,8 @@ def _size(shape: tuple[int, ...]) -> int:
 
 def _shuffle(view: View, node: NodeProto) -> str:
     before, after = view.shapes.get(node.input[0], ()), view.shapes.get(node.output[0], ())
+    if before and after and before[0] != after[0]:
+        return f"makes a batch of {after[0]} from {before[0]}; all layers of a loadable have one batch size"
     if len(before) == 4 and (len(after) == 4 or _size(after) == max(after, default=1)):
         return ""
     return f"from {list(before)} to {list(after)}; only 4-D maps"

@@ -151,6 +151,7 @@ RULES = (
         "warning",
         _not_for_dla,
         _spell_for_dla,
+        "the last bits of float32",
     ),
     Rule(
         "DLA002",

@@ -210,6 +210,7 @@ FLOAT32_REMAINDER = Rule(
     "warning",
     _float_remainder,
     _half,
+    "to float16",
 )
 
 FLOAT32_PRODUCTS = Rule(
@@ -221,4 +222,5 @@ FLOAT32_PRODUCTS = Rule(
     "warning",
     _float_products,
     _half_products,
+    "to float16",
 )

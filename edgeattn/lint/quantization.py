@@ -111,6 +111,8 @@ def _unsigned_weights(view: View) -> Iterator[Evidence]:
 
 def _shift_type(graph: Graph, to_signed: bool, *, weights: bool) -> bool:
     """Spell integers of one signedness in the other: values and zero points move by 128, numbers stay."""
+    if not weights and not _only_pairs(graph):
+        return False
     source, result, shift = (np.uint8, np.int8, -128) if to_signed else (np.int8, np.uint8, 128)
     changed = False
     renamed: dict[str, str] = {}
@@ -132,6 +134,20 @@ def _shift_type(graph: Graph, to_signed: bool, *, weights: bool) -> bool:
         changed = True
     graph.reindex()
     return changed
+
+
+def _only_pairs(graph: Graph) -> bool:
+    """Return whether nothing but Q/DQ nodes sees an activation's integers: no output, no integer operation."""
+    for node in graph.nodes:
+        if node.op_type == "QuantizeLinear" and node.input[0] not in graph.constants:
+            users = graph.consumers.get(node.output[0], [])
+            if node.output[0] in graph.output_names or any(u.op_type != "DequantizeLinear" for u in users):
+                return False
+        if node.op_type == "DequantizeLinear" and node.input[0] not in graph.constants:
+            writer = graph.producer.get(node.input[0])
+            if writer is None or writer.op_type != "QuantizeLinear":
+                return False
+    return True
 
 
 def _sign_activations(graph: Graph) -> bool:

@@ -29,6 +29,7 @@ from edgeattn.targets.base import (
     Session,
     Target,
     TimingPlan,
+    device_of,
     is_emulated,
     session_properties,
 )
@@ -47,6 +48,7 @@ __all__ = [
     "TargetStatus",
     "TimingPlan",
     "get_target",
+    "device_of",
     "is_emulated",
     "list_targets",
     "load_engine",

@@ -54,6 +54,11 @@ class TensorRtTarget(RuntimeTarget):
     def __init__(self, *, tf32: bool = True) -> None:
         self._tf32 = bool(tf32)
 
+    @property
+    def device(self) -> str:
+        """The GPU that is here, or an empty string."""
+        return find_gpu().name
+
     def probe(self) -> Availability:
         """Say whether engines can be built, and whether a GPU is here to run them."""
         try:

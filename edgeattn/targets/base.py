@@ -27,6 +27,7 @@ __all__ = [
     "Session",
     "Target",
     "TimingPlan",
+    "device_of",
     "is_emulated",
     "session_properties",
 ]
@@ -141,6 +142,14 @@ class Session(Protocol):
     def layer_times(self, feeds: Feeds, runs: int = 50) -> Sequence[LayerTime]:
         """Return mean time by executed layer, or an empty sequence where the runtime cannot tell."""
         ...
+
+
+def device_of(target: Target) -> str:
+    """Return what a target's engines run on where that is not this machine's processor, or an empty string.
+
+    Such a target carries ``device``: what was measured there holds for no other one.
+    """
+    return str(getattr(target, "device", ""))
 
 
 def is_emulated(target: Target) -> bool:

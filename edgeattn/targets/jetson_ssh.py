@@ -92,6 +92,11 @@ class JetsonSsh(RuntimeTarget):
         self._progress = progress
         self._probed: Availability | None = None
 
+    @property
+    def device(self) -> str:
+        """The device's name and the runtime there, or an empty string where no device is named."""
+        return f"{self._where} {self._runtime}" if self._where else ""
+
     def probe(self) -> Availability:
         """Say whether a device is named and answers; asked once. Never raises."""
         if self._transport is None:

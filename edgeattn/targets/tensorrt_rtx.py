@@ -38,6 +38,12 @@ class TensorRtRtx(TensorRtTarget):
         super().__init__(tf32=tf32)
         self._compute_capability = compute_capability
 
+    @property
+    def device(self) -> str:
+        """The GPU that is here and what is built for: asked for, this GPU's, or SM86 where there is none."""
+        capability = self._compute_capability or _capability_here() or _WITHOUT_GPU
+        return f"{find_gpu().name} {capability}".strip()
+
     def _builds_without_gpu(self) -> bool:
         return True
 

@@ -65,6 +65,20 @@ def test_the_table_of_support(kind: str, attributes: dict[str, Any], why: str) -
     assert (why in reason) if why else reason == ""
 
 
+@pytest.mark.parametrize(
+    ("sizes", "why"),
+    [((1, 8, 16, 8), ""), ((2, 2, 16, 16), "batch of 2 from 1"), ((1, 4, 256), "only 4-D"), ((1, 1024), "")],
+)
+def test_a_reshape_keeps_the_batch_and_makes_a_map_or_a_vector(sizes: tuple[int, ...], why: str) -> None:
+    graph = chain(("Relu", {}))
+    graph.constants["sizes"] = np.asarray(sizes, np.int64)
+    graph.nodes.append(helper.make_node("Reshape", ["Relu0", "sizes"], ["y"], name="y"))
+    graph.outputs = [helper.make_tensor_value_info("y", TensorProto.FLOAT, sizes)]
+    graph.reindex()
+    reason = why_not_dla(View(graph), graph.nodes[-1])
+    assert (why in reason) if why else reason == ""
+
+
 def test_an_operation_in_the_middle_cuts_a_network_in_two() -> None:
     plan = plan_dla(chain(("Conv", {}), ("Relu", {}), ("Erf", {}), ("Conv", {})))
     assert [part.device for part in plan.parts] == ["dla", "gpu", "dla"]

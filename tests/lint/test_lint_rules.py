@@ -292,6 +292,9 @@ def test_pads_with_other_values_are_not_merged() -> None:
 
 def test_unsigned_activations_that_have_no_signed_spelling_are_not_fixed() -> None:
     graph = Graph(activations(True, np.uint8(0)))
+    found = [item for item in lint_graph(graph, "tensorrt") if item.rule == "TRT001"]
+    assert found
+    assert not any(item.fixable for item in found), "nothing is promised that --fix does not do"
     assert fix_graph(graph, "tensorrt") == []
 
 

@@ -9,6 +9,7 @@ import pytest
 from report_samples import make_report
 
 from edgeattn import load_recipe
+from edgeattn.attention import attentions
 from edgeattn.cli_output import report_text
 from edgeattn.pipeline_deploy import Measured, judge_target
 from edgeattn.pipeline_tune import tune
@@ -82,6 +83,21 @@ def test_targets_that_do_not_tell_are_not_judged() -> None:
     assert judge_target("x", Measured(result), Accept(int8_coverage_min=1.0)) == []
 
 
+def test_the_report_says_on_which_device_a_target_ran_and_with_what() -> None:
+    """A figure of ONNX Runtime on a PC must not be read as one of TensorRT on a Jetson."""
+    report = make_report()
+    build = next(iter(report.targets.values())).build
+    files = Path("report.json"), Path("report.html")
+    assert "ran on" not in report_text(report, *files)
+    build |= {"runtime": "ort 1.31.1", "device": {"architecture": "x86_64"}}
+    said = "ran on no known Jetson (x86_64), with ort 1.31.1, so without TensorRT"
+    assert said in report_text(report, *files)
+    assert said in render_html(report)
+    build |= {"runtime": "tensorrt 10.3.0", "device": {"model": "NVIDIA <Orin>", "jetpack": "6.2"}}
+    assert "ran on NVIDIA <Orin>, JetPack 6.2, with tensorrt 10.3.0\n" in report_text(report, *files)
+    assert "NVIDIA &lt;Orin&gt;" in render_html(report)
+
+
 def test_the_table_stands_in_the_page_and_on_the_terminal() -> None:
     report = make_report()
     next(iter(report.targets.values())).build["coverage"] = coverage()
@@ -104,5 +120,8 @@ def test_forms_are_ranked_by_kernels_where_nothing_can_run(tmp_path: Path) -> No
     tuning = tune(recipe, store=TuningStore(tmp_path))
     assert tuning.forms == {"coord": "joint_mean"}
     assert all(item.latency_ms is None and item.kernels for item in tuning.candidates)
-    worse = {item.forms["coord"]: item.ratio for item in tuning.candidates}
+    start, *others = tuning.candidates
+    assert (start.forms, start.kept) == ({"coord": "joint_mean"}, True)
+    worse = {item.forms["coord"]: item.ratio for item in others}
+    assert set(worse) == set(attentions.get("coord").edge_forms) - {"joint_mean"}
     assert all(ratio > 1 for ratio in worse.values())

@@ -17,11 +17,14 @@ from edgeattn.errors import ArtifactError, RecipeError, TargetUnavailable
 from edgeattn.pipeline import plan_steps
 from edgeattn.pipeline_train import _Preparation
 from edgeattn.pipeline_tune import can_tune, tune
-from edgeattn.pipeline_tune_store import Tuning, TuningStore
+from edgeattn.pipeline_tune_store import Tuning, TuningStore, tuning_key
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import SilentProgress
 from edgeattn.recipe import Recipe
 from edgeattn.targets import TimingPlan, get_target
+from edgeattn.targets._transport import LocalTransport
+from edgeattn.targets.jetson_ssh import JetsonSsh
+from edgeattn.targets.tensorrt_rtx import TensorRtRtx
 
 SMALL = ("model.width=0.1", "train.epochs=0", "targets=[ort-cpu]", "quant.mode=ptq", "accept={}")
 BRIEF = TimingPlan(warmup_runs=1, min_runs=16, min_seconds=1.0)
@@ -59,10 +62,19 @@ def test_what_is_kept_was_faster_beyond_doubt(tuned: tuple[TuningStore, Tuning])
     for item in tuning.candidates:
         assert item.latency_ms > 0
         assert item.ratio_interval[0] <= item.ratio <= item.ratio_interval[1]
-        if item.kept and item.stage != "policy":
+        if item.stage == "start":
+            assert (item.ratio, item.forms) == (1.0, {"se": "pool_conv"})
+        elif item.kept and item.stage != "policy":
             assert item.ratio_interval[1] < 1
-    kept = [item.forms for item in tuning.candidates if item.kept and item.stage != "policy"]
-    assert tuning.forms == (kept[-1] if kept else {"se": "pool_conv"})
+    kept = [item.forms for item in tuning.candidates if item.kept]
+    assert tuning.forms == kept[-1]
+
+
+def test_what_the_others_are_compared_with_comes_first(tuned: tuple[TuningStore, Tuning]) -> None:
+    _, tuning = tuned
+    assert [item.stage for item in tuning.candidates].index("start") == 0
+    assert [item.stage for item in tuning.candidates].count("start") == 1
+    assert tuning.candidates[0].kept == (not any(item.kept for item in tuning.candidates[1:]))
 
 
 def test_the_same_question_is_answered_from_the_store(tuned: tuple[TuningStore, Tuning]) -> None:
@@ -82,6 +94,17 @@ def test_an_answer_holds_for_its_network_target_threads_and_machine_only(
     assert tuning.key["machine"]["instruction_sets"]
     assert tuning.key["network"]["size"] == 32
     assert tuning.key["attention"]["kind"] == "se"
+
+
+def test_what_was_measured_on_one_device_holds_for_no_other(tmp_path: Path) -> None:
+    asked = recipe("tune={}")
+    hosts = [JetsonSsh(host=host, transport=LocalTransport(tmp_path)) for host in ("orin", "orin", "thor")]
+    first, again, other = (tuning_key(asked, target, 1) for target in hosts)
+    assert first == again
+    assert {key for key in first if first[key] != other[key]} == {"device"}
+    planned = [tuning_key(recipe("tune={rank_by: dla}"), target, 1) for target in hosts]
+    assert planned[0] == planned[2], "NVIDIA's tables are the same for both"
+    assert TensorRtRtx(compute_capability="SM120").device.endswith("SM120")
 
 
 @pytest.mark.parametrize("damage", ["{}", "other"])
@@ -186,7 +209,7 @@ def test_the_command_says_which_forms_avoid_fallback(tmp_path: Path, monkeypatch
     assert done.exit_code == 0, done.output
     text = " ".join(done.output.split())
     assert "without fallback: " in text
-    assert "1 loadables of 16 (fits)" in text
+    assert "1 loadable of 16 (fits)" in text
     as_json = CliRunner().invoke(app, [*arguments, "--json"])
     assert json.loads(as_json.stdout)["key"]["rank_by"] == "dla"
 
