@@ -64,6 +64,7 @@ class OpenVinoCpu(RuntimeTarget):
     name = "openvino-cpu"
     profile = "u8"
     package = "openvino"
+    adds_float_biases = True
 
     def __init__(self, *, inference_precision: str = "f32", cpu_pinning: bool | None = None) -> None:
         if inference_precision not in _PRECISIONS:
