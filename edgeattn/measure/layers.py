@@ -227,8 +227,9 @@ def diagnose(
         on_border = float(np.mean(ties[np.abs(gap) >= 0.5]))
         if on_border >= _ON_BORDER:
             text = f"{on_border:.1%} of these lie right between two steps, where either way is right"
-            if away is not None and np.array_equal(got, away):
-                text += "; every value is as with halves away from zero"
+            same = float(np.mean((got == away)[np.abs(gap) >= 0.5])) if away is not None else 0.0
+            if same >= _ON_BORDER:
+                text += f", and {same:.1%} are as with halves away from zero"
             return Finding("rounding", f"{what}; {text}")
     if best is not None:
         left, cause, text, exact = best
