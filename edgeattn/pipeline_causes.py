@@ -74,6 +74,7 @@ def find_causes(
             predicted[name][cause, text] = values
     up = _predict(make_program(truth, **{**base, "rounding": "tie-up"}), suspects, runs)
     down = _predict(make_program(truth, **{**base, "rounding": "tie-down"}), suspects, runs)
+    away = _predict(make_program(truth, **{**base, "rounding": "half-away"}), suspects, runs)
     found = {}
     for name in suspects:
         expected = np.concatenate([pair[0].ravel() for pair in kept[name]])
@@ -82,7 +83,8 @@ def find_causes(
         limits = np.iinfo(zero.dtype)
         alternatives = {w: v for w, v in predicted[name].items() if not np.array_equal(v, expected)}
         span = int(limits.min), int(limits.max)
-        found[name] = diagnose(expected, got, int(zero), span, alternatives, up[name] != down[name])
+        ties = up[name] != down[name]
+        found[name] = diagnose(expected, got, int(zero), span, alternatives, ties, away[name])
     return found
 
 

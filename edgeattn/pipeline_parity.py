@@ -35,11 +35,17 @@ OVER_ONE_SHARE = 1e-3
 """Largest share of a layer's values more than one step from the reference, given the same inputs."""
 
 _PROFILES = ("fp32", "u8", "s8")
-_REFERENCE_OPTIONS = {
-    "vpmaddubsw": "accumulate",
-    "vpmaddubsw-onednn": "accumulate",
-    "half-away": "rounding",
-    "bfloat16": "float_dtype",
+_VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
+    "reference": {
+        "vpmaddubsw": {"accumulate": "vpmaddubsw"},
+        "vpmaddubsw-onednn": {"accumulate": "vpmaddubsw-onednn"},
+        "half-away": {"rounding": "half-away"},
+        "bfloat16": {"float_dtype": "bfloat16"},
+    },
+    "arm64": {
+        "openvino": {"runtime": "openvino"},
+        "openvino-int8": {"runtime": "openvino", "low_precision": True},
+    },
 }
 _LAYER_IMAGES = 4
 Array = NDArray[Any]
@@ -71,7 +77,8 @@ def parity_model(
     Args:
         model: An ONNX file, float or QDQ; or a run's folder, whose quantized graph of each target's
             profile is then compared with the float one.
-        targets: Names; ``reference@vpmaddubsw``, ``reference@half-away`` and the like compute otherwise. One that cannot run here is listed with the reason.
+        targets: Names; ``reference@vpmaddubsw``, ``reference@half-away`` and the like compute otherwise, and
+            ``arm64@openvino`` runs OpenVINO there. One that cannot run here is listed with the reason.
         data: A folder of images, with or without labels, or an .npy file of float32 NCHW inputs. None takes
             the images that the run was measured on. Images that the run learned from or was calibrated
             with are left out.
@@ -125,15 +132,14 @@ def parity_model(
 
 
 def _target_of(name: str) -> Target:
-    """Return a target by its name; ``reference@OPTION`` computes otherwise."""
+    """Return a target by its name; ``NAME@VARIANT`` is one with other options."""
     base, _, option = name.partition("@")
     if not option:
         return get_target(name)
-    if base != "reference" or option not in _REFERENCE_OPTIONS:
-        raise RecipeError(
-            f"{name!r} is no target; behind reference@ there may be {', '.join(sorted(_REFERENCE_OPTIONS))}."
-        )
-    return get_target(base, **{_REFERENCE_OPTIONS[option]: option})
+    if option not in _VARIANTS.get(base, {}):
+        known = "; behind ".join(f"{key}@ there may be {', '.join(_VARIANTS[key])}" for key in _VARIANTS)
+        raise RecipeError(f"{name!r} is no target; behind {known}.")
+    return get_target(base, **_VARIANTS[base][option])
 
 
 def _entries(names: Sequence[str], profiles: Sequence[str], files: dict[str, Path]) -> dict[str, _Entry]:

@@ -31,7 +31,6 @@ __all__ = ["LayerParity", "compare_layers", "cut_model"]
 
 _IN, _OUT = ".given", ".got"
 _OFF_GRID = 1e-3
-_FLOAT_BIAS = frozenset({"openvino-cpu"})
 Array = NDArray[Any]
 
 
@@ -157,7 +156,7 @@ def compare_layers(
     """
     right = without_pairs(truth, removed)
     # How a runtime adds biases is its choice, not an error.
-    options: dict[str, Any] = {"bias": "float"} if target.name in _FLOAT_BIAS else {}
+    options: dict[str, Any] = {"bias": "float"} if getattr(target, "adds_float_biases", False) else {}
     reference = make_program(right, **options)
     graph, other = Graph(right), Graph(executed)
     inner = inner_pairs(graph) | inner_pairs(other)

@@ -90,6 +90,24 @@ def inverted_residual(seed: int = 0, width: int = 8, hidden: int = 16) -> ModelP
     return b.model(b.node("Gemm", [x, "head.weight", "head.bias"], "logits", transB=1), (1, 10))
 
 
+def residual_network(seed: int, blocks: int = 3) -> ModelProto:
+    """A stem, inverted residuals that share a stream, a pool and a classifier, as MobileNetV2 has them."""
+    b = Builder(seed)
+    stream = b.relu6(b.conv("input", "stem", 3, 8, kernel=3), "stem.act")
+    stream = b.conv(stream, "first", 8, 8)
+    for block in range(blocks):
+        name = f"block{block}"
+        hidden = b.relu6(b.conv(stream, f"{name}.expand", 8, 24), f"{name}.expand.act")
+        hidden = b.relu6(b.conv(hidden, f"{name}.depth", 24, 24, kernel=3, group=24), f"{name}.depth.act")
+        stream = b.node("Add", [stream, b.conv(hidden, f"{name}.project", 24, 8)], f"{name}.sum")
+    head = b.relu6(b.conv(stream, "head", 8, 32), "head.act")
+    pooled = b.node("Flatten", [b.node("GlobalAveragePool", [head], "pool")], "flat", axis=1)
+    b.constant("classifier.weight", b.random.normal(size=(10, 32)))
+    b.constant("classifier.bias", b.random.normal(size=10))
+    logits = b.node("Gemm", [pooled, "classifier.weight", "classifier.bias"], "logits", transB=1)
+    return b.model(logits, (1, 10))
+
+
 def pictures(count: int, seed: int = 1) -> list[NDArray[np.float32]]:
     """Return `count` images (1, 3, SIZE, SIZE)."""
     random = np.random.default_rng(seed)

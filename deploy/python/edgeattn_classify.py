@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import os
+import platform
 import queue
 import re
 import signal
@@ -341,6 +342,9 @@ def _openvino(model: Model, threads: int) -> tuple[str, Callable[[], Runner]]:
         "NUM_STREAMS": "1",
         "INFERENCE_NUM_THREADS": str(threads),
     }
+    if platform.machine() in ("aarch64", "arm64"):
+        # On ARM they would compute many layers in float16, slowly: logits would be others than on x86.
+        properties["LP_TRANSFORMS_MODE"] = "NO"
     core = openvino.Core()
     data = model.bytes_for("openvino")
 

@@ -8,6 +8,7 @@ from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.float_gates import FloatGates
+from edgeattn.lower.float_sums import FloatSums
 from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
@@ -20,7 +21,13 @@ from edgeattn.lower.widen_gates import WidenGates
 
 __all__ = ["PASSES", "passes_for"]
 
-_ONNX_RUNTIME: tuple[LoweringPass, ...] = (FoldScaling(), PoolToDepthwise(), IntegerBias(), WidenGates())
+_ONNX_RUNTIME: tuple[LoweringPass, ...] = (
+    FoldScaling(),
+    PoolToDepthwise(),
+    IntegerBias(),
+    WidenGates(),
+    FloatSums(),
+)
 _OPENVINO: tuple[LoweringPass, ...] = (
     DropIdlePairs(),
     DropInnerPairs(),

@@ -187,6 +187,7 @@ def diagnose(
     limits: tuple[int, int],
     alternatives: Mapping[tuple[str, str], NDArray[Any]] | None = None,
     ties: NDArray[np.bool_] | None = None,
+    away: NDArray[Any] | None = None,
 ) -> Finding:
     """Say why a layer's integers differ from the reference's.
 
@@ -202,6 +203,7 @@ def diagnose(
         alternatives: Integers that the reference gives under (cause, description).
         ties: Where the exact value lies so near the border between two steps that float32 may round it
             either way.
+        away: Integers that the reference gives if such values are rounded away from zero.
     """
     wanted = expected.astype(np.float64)
     gap = got - wanted
@@ -225,6 +227,9 @@ def diagnose(
         on_border = float(np.mean(ties[np.abs(gap) >= 0.5]))
         if on_border >= _ON_BORDER:
             text = f"{on_border:.1%} of these lie right between two steps, where either way is right"
+            same = float(np.mean((got == away)[np.abs(gap) >= 0.5])) if away is not None else 0.0
+            if same >= _ON_BORDER:
+                text += f", and {same:.1%} are as with halves away from zero"
             return Finding("rounding", f"{what}; {text}")
     if best is not None:
         left, cause, text, exact = best

@@ -55,7 +55,7 @@ class _Ort:
 
 
 class _OpenVino:
-    def __init__(self, model: str, threads: int) -> None:
+    def __init__(self, model: str, threads: int, *, low_precision: bool) -> None:
         import openvino
 
         settings = {
@@ -64,6 +64,8 @@ class _OpenVino:
             "NUM_STREAMS": 1,
             "PERFORMANCE_HINT": "LATENCY",
         }
+        if not low_precision:
+            settings["LP_TRANSFORMS_MODE"] = "NO"
         compiled = openvino.Core().compile_model(model, "CPU", settings)
         self._request = compiled.create_infer_request()
         self._outputs = [(output.get_any_name(), output) for output in compiled.outputs]
@@ -78,7 +80,7 @@ def main(runtime: str, model: str, threads: str) -> None:
     """Serve until standard input ends.
 
     Args:
-        runtime: ``"ort"`` or ``"openvino"``.
+        runtime: ``"ort"``, ``"openvino"``, or ``"openvino-int8"`` with its low-precision transformations.
         model: An ONNX file.
         threads: Of one inference.
     """
@@ -87,7 +89,10 @@ def main(runtime: str, model: str, threads: str) -> None:
     os.dup2(2, 1)
     requests = sys.stdin.buffer
     try:
-        opened = (_OpenVino if runtime == "openvino" else _Ort)(model, int(threads))
+        if runtime == "ort":
+            opened: _Ort | _OpenVino = _Ort(model, int(threads))
+        else:
+            opened = _OpenVino(model, int(threads), low_precision=runtime == "openvino-int8")
     except Exception as exc:
         _write(answers, {"error": f"{type(exc).__name__}: {exc}"[:2000]}, [])
         return

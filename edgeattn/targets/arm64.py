@@ -3,6 +3,12 @@
 The same Debian packages and wheels that a Raspberry Pi would install run under QEMU's user-mode emulation, so
 the integer kernels are ARM's own. ``edgeattn setup arm64`` gets them. How long anything takes under emulation
 says nothing about a device, so latency is refused.
+
+Left to itself, OpenVINO 2026.4.1 gives ARM's INT8 kernels few layers: a convolution whose input has a zero point, or
+that a ReLU6 follows, is computed in float16 instead, by a reference implementation and with weights rounded to
+float16 (18 of MobileNetV2's 52; two run in INT8, the others in float32). So its low-precision transformations are off
+here unless asked for: every layer is then the quantized graph's own arithmetic in float32, which on exact grids
+(`edgeattn.quant.exact_grids`) gives the integers of x86.
 """
 
 from __future__ import annotations
@@ -36,6 +42,7 @@ class Arm64(RuntimeTarget):
         profile: The QDQ profile it is fed: ``"u8"`` or ``"s8"``.
         cpu: What QEMU emulates. It decides which kernels the runtimes take: ``cortex-a72`` has no dot product,
             ``neoverse-n1`` and ``cortex-a76`` have, ``max`` also has matrix multiplication of int8.
+        low_precision: Whether OpenVINO runs its low-precision transformations, as it does by default on a device.
 
     Raises:
         RecipeError: If an option has another value.
@@ -44,15 +51,29 @@ class Arm64(RuntimeTarget):
     name = "arm64"
     emulated = True
 
-    def __init__(self, *, runtime: str = "ort", profile: str = "u8", cpu: str = "neoverse-n1") -> None:
+    def __init__(
+        self,
+        *,
+        runtime: str = "ort",
+        profile: str = "u8",
+        cpu: str = "neoverse-n1",
+        low_precision: bool = False,
+    ) -> None:
         for option, value, known in (("runtime", runtime, _RUNTIMES), ("profile", profile, _PROFILES)):
             if value not in known:
                 hint = close_matches_hint(str(value), known)
                 raise RecipeError(f"Target arm64: {option} is {value!r}. {hint}")
         if not re.fullmatch(r"[a-z][a-z0-9-]{0,31}", cpu):
             raise RecipeError(f"Target arm64: cpu is {cpu!r}; expected a name such as neoverse-n1.")
+        if low_precision and runtime != "openvino":
+            raise RecipeError(f"Target arm64: low_precision is OpenVINO's; runtime is {runtime!r}.")
         self.profile = profile
-        self._runtime, self._cpu = runtime, cpu
+        self._runtime, self._cpu, self._low_precision = runtime, cpu, low_precision
+
+    @property
+    def adds_float_biases(self) -> bool:
+        """Whether the runtime adds biases in float, not as whole accumulator steps."""
+        return self._runtime == "openvino"
 
     def probe(self) -> Availability:
         """Say whether the emulator and the runtimes are there. Never starts them."""
@@ -118,7 +139,8 @@ class Arm64(RuntimeTarget):
 
     @contextlib.contextmanager
     def _worker(self, environment: Arm64Environment, model: Path, threads: int) -> Iterator[Worker]:
-        arguments = (str(Path(_arm64_worker.__file__)), self._runtime, str(model.absolute()), str(threads))
+        engine = f"{self._runtime}-int8" if self._low_precision else self._runtime
+        arguments = (str(Path(_arm64_worker.__file__)), engine, str(model.absolute()), str(threads))
         worker = Worker(environment.command(*arguments, cpu=self._cpu), model.name)
         try:
             yield worker
@@ -130,7 +152,9 @@ class Arm64(RuntimeTarget):
         return f"{package} {environment.versions.get(package, '?')}"
 
     def _describe(self, environment: Arm64Environment, opened: dict[str, Any]) -> dict[str, Any]:
+        own = {"low_precision": self._low_precision} if self._runtime == "openvino" else {}
         return {
+            **own,
             "runtime": str(opened.get("runtime", ""))[:100],
             "machine": str(opened.get("machine", ""))[:32],
             "emulator": environment.emulator.name,

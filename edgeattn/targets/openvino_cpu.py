@@ -3,12 +3,15 @@
 The engine is OpenVINO's intermediate representation: an ``.xml`` file, and its weights in a ``.bin`` file
 beside it that is hashed too. What is not INT8 runs in the precision asked for, float32 unless told
 otherwise: left to itself, OpenVINO takes bfloat16 where the processor has it, and parity is lost.
+
+On ARM64 its low-precision transformations are off, for the reason that `edgeattn.targets.arm64` gives.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
+import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -56,6 +59,8 @@ class OpenVinoCpu(RuntimeTarget):
         inference_precision: ``"f32"``, ``"bf16"`` or ``"f16"``: what runs everything that is not INT8.
         cpu_pinning: Whether threads are pinned to cores; None leaves it to OpenVINO. What was used is
             recorded in the session's properties.
+        low_precision: Whether OpenVINO runs its low-precision transformations, without which nothing is computed in
+            INT8; None lets it, except on ARM64.
 
     Raises:
         RecipeError: If the precision is none of those.
@@ -64,14 +69,23 @@ class OpenVinoCpu(RuntimeTarget):
     name = "openvino-cpu"
     profile = "u8"
     package = "openvino"
+    adds_float_biases = True
 
-    def __init__(self, *, inference_precision: str = "f32", cpu_pinning: bool | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        inference_precision: str = "f32",
+        cpu_pinning: bool | None = None,
+        low_precision: bool | None = None,
+    ) -> None:
         if inference_precision not in _PRECISIONS:
             raise RecipeError(
                 f"inference_precision is {inference_precision!r}; expected one of {', '.join(_PRECISIONS)}."
             )
         self._inference_precision = inference_precision
         self._cpu_pinning = cpu_pinning
+        is_arm = platform.machine() in ("aarch64", "arm64")
+        self._low_precision = not is_arm if low_precision is None else low_precision
 
     def probe(self) -> Availability:
         """Say whether OpenVINO loads here and has its CPU plugin."""
@@ -109,6 +123,7 @@ class OpenVinoCpu(RuntimeTarget):
         details = {
             "runtime": f"openvino {_version(openvino)}",
             "inference_precision": self._inference_precision,
+            "low_precision": self._low_precision,
             "side_files": {weights.name: sha256_of_file(weights)},
             **_graph_details(compiled),
         }
@@ -143,6 +158,7 @@ class OpenVinoCpu(RuntimeTarget):
             "pinning": "cores" if compiled.get_property("ENABLE_CPU_PINNING") else "none",
             "streams": int(compiled.get_property("NUM_STREAMS")),
             "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
+            "low_precision": self._low_precision,
             "performance_hint": str(compiled.get_property("PERFORMANCE_HINT")).rpartition(".")[2],
             "clock": "perf_counter_ns around InferRequest.infer",
         }
@@ -162,6 +178,8 @@ class OpenVinoCpu(RuntimeTarget):
         }
         if self._cpu_pinning is not None:
             config["ENABLE_CPU_PINNING"] = "YES" if self._cpu_pinning else "NO"
+        if not self._low_precision:
+            config["LP_TRANSFORMS_MODE"] = "NO"
         with _mapped(f"OpenVINO cannot compile {path.name}"):
             return core.compile_model(str(path), "CPU", config)
 

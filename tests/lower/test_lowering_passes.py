@@ -17,6 +17,7 @@ from lowering_graphs import Builder, operators, operators_after_optimization, ru
 from edgeattn.lower.base import LoweringPass, run_passes
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
+from edgeattn.lower.float_sums import FloatSums
 from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.part_concats import PartConcats
@@ -290,14 +291,18 @@ def test_a_float_graph_is_left_alone(item: LoweringPass) -> None:
     assert lower(b.model({"x": (1, 3, 4, 6)}, b.add("Mul", "x", scaled)), item)[1] == []
 
 
-def branch_model(scale: float = 0.25, zero_point: int = 120) -> onnx.ModelProto:
-    """A residual sum whose branch comes straight out of a convolution; all scales are multiples of `scale`."""
+def branch_model(
+    scale: float = 0.25, zero_point: int = 120, *, result: float | None = None
+) -> onnx.ModelProto:
+    """A residual sum in steps of twice `scale`, whose branch comes straight out of a convolution."""
     rng, b = np.random.default_rng(7), Builder()
     source = b.pair("x", scale, 128)
     weight = b.weight(rng.integers(-127, 128, (3, 3, 1, 1)), np.full(3, 2.0**-7, np.float32))
     bias = b.constant((rng.integers(-500, 500, 3) * scale * 2.0**-7).astype(np.float32))
     branch = b.pair(b.add("Conv", source, weight, bias), scale, zero_point)
-    return b.model({"x": (1, 3, 16, 16)}, b.pair(b.add("Add", source, branch), 2 * scale, zero_point))
+    return b.model(
+        {"x": (1, 3, 16, 16)}, b.pair(b.add("Add", source, branch), result or 2 * scale, zero_point)
+    )
 
 
 def test_an_identity_is_put_before_the_rounding_of_residual_branches() -> None:
@@ -349,3 +354,23 @@ def test_openvino_compiles_scaled_concatenations_with_the_pass_and_crashes_witho
 
 def test_branches_on_other_grids_are_left_alone() -> None:
     assert lower(branch_model(scale=0.3), RoundBranches())[1] == []
+
+
+def test_sums_on_exact_grids_are_added_in_float(tmp_path: Path) -> None:
+    """Every second sum of these lies between two steps: where ONNX Runtime's kernel for ARM rounds otherwise."""
+    model = branch_model()
+    lowered, changed = lower(model, FloatSums())
+    assert changed == ["float-sums"]
+    assert "QLinearAdd" in operators_after_optimization(model, tmp_path)
+    executed = operators_after_optimization(lowered, tmp_path)
+    assert "Sum" in executed
+    assert "QLinearAdd" not in executed
+    assert "QLinearConv" in executed
+    feeds = {"x": 30 * noise(1, 1, 3, 16, 16)}
+    np.testing.assert_array_equal(run(lowered, feeds, optimized=True), run(model, feeds, optimized=True))
+
+
+@pytest.mark.parametrize(("scale", "result"), [(0.3, 0.6), (0.25, 0.25), (0.25, 0.3)])
+def test_sums_that_are_never_half_a_step_keep_their_integer_kernel(scale: float, result: float) -> None:
+    """Grids that are not exact; and a result in the steps of what is added, where nothing is rounded."""
+    assert lower(branch_model(scale, result=result), FloatSums())[1] == []

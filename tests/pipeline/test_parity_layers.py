@@ -173,6 +173,19 @@ def test_saturating_pairs_are_named() -> None:
     assert compare(quantized("u8"), quantized("u8"), "reference", accumulate="vpmaddubsw").first_error is None
 
 
+def test_another_rule_for_halves_is_rounding_and_named() -> None:
+    """As ONNX Runtime adds on ARM."""
+    truth = quantized("u8", QUICK.model_copy(update={"exact": True}))
+    found = compare(truth, truth, "reference", rounding="half-away")
+    assert found.first_error is None
+    assert found.layers[0].finding.cause in ("equal", "rounding")
+    told = {layer.name: layer.finding.evidence for layer in found.layers if layer.different_share > 0.05}
+    assert told
+    assert all("halves away from zero" in evidence for evidence in told.values()), told
+    down = compare(truth, truth, "reference", rounding="tie-down").layers
+    assert not any("halves away" in layer.finding.evidence for layer in down)
+
+
 def test_bfloat16_in_the_float_part_is_named() -> None:
     """The residual sum is the one element-wise kernel of this network."""
     found = compare(quantized("u8"), quantized("u8"), "reference", float_dtype="bfloat16")

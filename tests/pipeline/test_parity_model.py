@@ -145,6 +145,20 @@ def test_the_reference_computes_otherwise_on_request(run_folder: Path) -> None:
         parity_model(run_folder, ["reference@fast"])
 
 
+def test_arm64_runs_in_either_runtime(
+    run_folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Without the emulator, each is listed with what would help."""
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path))
+    names = ["arm64", "arm64@openvino", "arm64@openvino-int8"]
+    found = parity_model(run_folder, names, layer_images=0, limit=2)["targets"]
+    assert [found[name]["status"] for name in names] == ["unavailable"] * 3
+    with pytest.raises(RecipeError, match="openvino-int8"):
+        parity_model(run_folder, ["arm64@tensorrt"])
+    with pytest.raises(RecipeError, match="behind arm64@ there may be"):
+        parity_model(run_folder, ["ort-cpu@openvino"])
+
+
 def test_a_file_and_an_array_do_as_well(run_folder: Path, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", np.concatenate(pictures(16)))
     found = parity_model(run_folder / "model.s8.onnx", ["reference"], tmp_path / "x.npy", layer_images=1)

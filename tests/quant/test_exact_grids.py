@@ -9,7 +9,7 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 from onnx import ModelProto
-from quant_networks import Builder, pictures
+from quant_networks import pictures, residual_network
 
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.lower.lowering import lower_model
@@ -26,24 +26,6 @@ from edgeattn.targets.reference import make_program
 
 BEFORE = PtqConfig(nncf=False, importance=False, tuning_steps=0, headroom="none")
 EXACT = BEFORE.model_copy(update={"exact": True, "headroom": "proven"})
-
-
-def _network(seed: int, blocks: int = 3) -> ModelProto:
-    """A stem, inverted residuals that share a stream, a pool and a classifier, as MobileNetV2 has them."""
-    b = Builder(seed)
-    stream = b.relu6(b.conv("input", "stem", 3, 8, kernel=3), "stem.act")
-    stream = b.conv(stream, "first", 8, 8)
-    for block in range(blocks):
-        name = f"block{block}"
-        hidden = b.relu6(b.conv(stream, f"{name}.expand", 8, 24), f"{name}.expand.act")
-        hidden = b.relu6(b.conv(hidden, f"{name}.depth", 24, 24, kernel=3, group=24), f"{name}.depth.act")
-        stream = b.node("Add", [stream, b.conv(hidden, f"{name}.project", 24, 8)], f"{name}.sum")
-    head = b.relu6(b.conv(stream, "head", 8, 32), "head.act")
-    pooled = b.node("Flatten", [b.node("GlobalAveragePool", [head], "pool")], "flat", axis=1)
-    b.constant("classifier.weight", b.random.normal(size=(10, 32)))
-    b.constant("classifier.bias", b.random.normal(size=10))
-    logits = b.node("Gemm", [pooled, "classifier.weight", "classifier.bias"], "logits", transB=1)
-    return b.model(logits, (1, 10))
 
 
 def _answers(model: ModelProto, runtime: str, images: list[NDArray[np.float32]]) -> NDArray[np.float32]:
@@ -65,7 +47,7 @@ def _answers(model: ModelProto, runtime: str, images: list[NDArray[np.float32]])
 @pytest.mark.parametrize("seed", [0, 1, 2, 24])
 def test_runtimes_and_the_reference_give_the_same_logits_bit_for_bit(seed: int) -> None:
     """One image in sixteen may part: a sum larger than any in calibration may not fit float32's 24 bits."""
-    model = _network(seed)
+    model = residual_network(seed)
     plan = make_plan(model, pictures(16, seed), EXACT)
     spelled = emit_qdq(model, plan, "u8")
     images = pictures(16, seed + 1)
@@ -80,7 +62,7 @@ def test_openvino_needs_the_pass_that_makes_it_round_branches(monkeypatch: pytes
     """Should this fail, OpenVINO rounds them by itself, and the pass can go."""
     others = tuple(item for item in PASSES["openvino-cpu"] if item.name != "round-branches")
     monkeypatch.setitem(PASSES, "openvino-cpu", others)
-    model = _network(3)
+    model = residual_network(3)
     spelled = emit_qdq(model, make_plan(model, pictures(16, 3), EXACT), "u8")
     found, expected = (_answers(spelled, name, pictures(16, 4)) for name in ("openvino-cpu", "reference"))
     assert np.abs(found - expected).max() > 1e-5
@@ -88,7 +70,7 @@ def test_openvino_needs_the_pass_that_makes_it_round_branches(monkeypatch: pytes
 
 def test_a_trained_plan_becomes_exact_too() -> None:
     """As after QAT: the plan comes from elsewhere, its graph's weights are what they are."""
-    model = _network(5)
+    model = residual_network(5)
     trained = make_plan(model, pictures(16, 5), BEFORE)
     config = EXACT.model_copy(update={"tuning_steps": 10})
     plan = fit_to_kernels(trained, Graph(model), place_quantizers(model), pictures(16, 5), config)
@@ -107,7 +89,7 @@ def test_without_exact_grids_they_do_not() -> None:
     """What the test above would see, were the grids of no use."""
     different = 0
     for seed in range(6):
-        model = _network(seed, blocks=6)
+        model = residual_network(seed, blocks=6)
         spelled = emit_qdq(model, make_plan(model, pictures(16, seed), BEFORE), "u8")
         images = pictures(16, seed + 1)
         found = [_answers(spelled, runtime, images) for runtime in ("ort-cpu", "openvino-cpu")]
@@ -117,7 +99,7 @@ def test_without_exact_grids_they_do_not() -> None:
 
 @pytest.fixture(scope="module")
 def planned() -> tuple[ModelProto, QuantPlan]:
-    model = _network(3)
+    model = residual_network(3)
     return model, make_plan(model, pictures(16, 3), EXACT)
 
 

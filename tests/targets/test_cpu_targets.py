@@ -63,6 +63,28 @@ def test_openvino_layer_types_come_from_the_kernels(build: Build, images: NDArra
     assert {layer.dtype for layer in layers if layer.kind == "Convolution"} == {"int8"}
 
 
+def test_openvino_runs_without_low_precision_on_arm(
+    artifacts: dict[str, OnnxArtifact],
+    build: Build,
+    images: NDArray[np.float32],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The option is a real one, here too: no kernel is INT8 then, and the numbers are the graph's."""
+    with monkeypatch.context() as patch:
+        patch.setattr("edgeattn.targets.openvino_cpu.platform.machine", lambda: "aarch64")
+        target = OpenVinoCpu()
+    engine = target.build(artifacts["u8"], tmp_path)
+    assert engine.details["low_precision"] is False
+    assert (engine.details["int8_convolutions"], engine.details["float_convolutions"]) == (0, 2)
+    assert build("openvino-cpu").details["low_precision"] is True
+    with target.open(engine) as session:
+        assert session_properties(session)["low_precision"] is False
+        simulated = session.infer({"input": images})["logits"]
+    with get_target("openvino-cpu").open(build("openvino-cpu")) as session:
+        np.testing.assert_allclose(session.infer({"input": images})["logits"], simulated, atol=0.05 / 8)
+
+
 def test_openvino_refuses_an_unknown_precision() -> None:
     with pytest.raises(RecipeError, match="fp8"):
         OpenVinoCpu(inference_precision="fp8")

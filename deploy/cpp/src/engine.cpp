@@ -65,7 +65,12 @@ auto guarded(const char *what, eak_status status, const Step &step) -> decltype(
 
 ov::AnyMap options(int threads) {
     // The same as edgeattn's target openvino-cpu, so that logits are the same bits.
-    return {{ov::hint::inference_precision.name(), ov::element::f32},
+    return {
+#if defined(__aarch64__)
+            // Low-precision transformations would compute many layers in float16 there, slowly.
+            {"LP_TRANSFORMS_MODE", "NO"},
+#endif
+            {ov::hint::inference_precision.name(), ov::element::f32},
             {ov::hint::performance_mode.name(), ov::hint::PerformanceMode::LATENCY},
             {ov::num_streams.name(), ov::streams::Num(1)},
             {ov::inference_num_threads.name(), threads}};
@@ -143,7 +148,7 @@ Engine::Engine(const std::string &folder, const Manifest &manifest, int threads,
             return text;
         });
         cache = BlobCache(cache_dir, manifest.name, file.sha256 + "\n" + build + "\n" + device + "\n" + cpu_features() +
-                                                        "\nthreads " + std::to_string(threads) + " f32 latency");
+                                                        "\nthreads " + std::to_string(threads) + " f32 latency, low precision but on ARM");
         state_->from_cache = state_->import(cache, config);
     }
     if (!state_->from_cache) state_->compile(onnx, config);

@@ -6,6 +6,7 @@ not here runs in ONNX's own reference evaluator.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -298,6 +299,7 @@ FLOAT: dict[str, Operation] = {
     "Softmax": _softmax,
     "Sqrt": lambda node, inputs: [np.sqrt(inputs[0])],
     "Sub": lambda node, inputs: [inputs[0] - inputs[1]],
+    "Sum": lambda node, inputs: [functools.reduce(np.add, inputs)],
     "Tanh": lambda node, inputs: [np.tanh(inputs[0])],
 }
 """Operations on floats, in the type of their inputs."""

@@ -32,7 +32,20 @@ Value = Array | Real
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 # What integer kernels compute together with what comes before and behind, when only a QuantizeLinear follows.
 _FUSED = frozenset(
-    {"Add", "Clip", "Div", "HardSigmoid", "HardSwish", "Mul", "Relu", "Sigmoid", "Sub", *AVERAGING, *MOVING}
+    {
+        "Add",
+        "Clip",
+        "Div",
+        "HardSigmoid",
+        "HardSwish",
+        "Mul",
+        "Relu",
+        "Sigmoid",
+        "Sub",
+        "Sum",
+        *AVERAGING,
+        *MOVING,
+    }
 )
 _ROUNDLESS = frozenset({"Clip", "Relu", *AVERAGING, *MOVING})
 _EMPTY = np.empty(0, np.float32)
