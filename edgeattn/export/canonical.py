@@ -25,7 +25,7 @@ class WeightOrigin:
     """Where a weight of the canonical graph comes from.
 
     Attributes:
-        operation: Output of the convolution or Gemm before folding: the module's operation.
+        operation: Output of the convolution or linear layer before folding: the module's operation.
         norm: Output of the batch norm that was folded into it, or an empty string.
         bias: The bias constant beside it in the canonical graph, or an empty string.
         ratio: What folding multiplied each output channel of the module's weight with.
@@ -41,7 +41,7 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
     """Fold what can be folded, in place.
 
     Returns:
-        The origin of every convolution's and Gemm's weight, by its name in the canonical graph.
+        The origin of the weight of every convolution and linear layer, by its name in the canonical graph.
     """
     remove_identities(graph)
     fold_shapes(graph)
@@ -143,6 +143,24 @@ def fold_batch_norms(graph: Graph) -> dict[str, WeightOrigin]:
         # Equal constants are exported once; a correction of one layer must not reach another.
         bias_name = _own_copy(graph, node, 2) if len(node.input) > 2 else ""
         origins[weight_name] = WeightOrigin(operations[id(node)], norm, bias_name, factor)
+    return origins | _token_layers(graph)
+
+
+def _token_layers(graph: Graph) -> dict[str, WeightOrigin]:
+    """Return the origins of linear layers over tokens: MatMul with the weight's transpose, and Add of a bias."""
+    origins: dict[str, WeightOrigin] = {}
+    for node in graph.nodes:
+        if node.op_type != "MatMul" or node.input[1] not in graph.constants:
+            continue
+        total = graph.only_consumer(node.output[0])
+        has_bias = (
+            total is not None and total.op_type == "Add" and any(n in graph.constants for n in total.input)
+        )
+        operation = total.output[0] if has_bias and total is not None else node.output[0]
+        # As hooks name a linear layer. A product with a parameter as it is keeps channels on the other axis.
+        if operation.split("/")[-2:-1] == ["linear"]:
+            weight = _own_copy(graph, node, 1)
+            origins[weight] = WeightOrigin(operation, "", "", np.ones(graph.constants[weight].shape[1]))
     return origins
 
 

@@ -291,6 +291,7 @@ def test_tokens_are_quantized_where_torch_has_a_tensor() -> None:
     products = [node.output[0] for node in export.model.graph.node if node.op_type == "MatMul"]
     assert any("query" in name for name in products)
     assert not [name for name in products if "query" in name and name in plan.activations]
+    assert {name for name in plan.weights if name not in export.weights} == set()
     found = check_export(
         attach_fake_quant(write_constants(edge, export, _adjusted(export, plan, "u8")), export, plan, "u8"),
         emit_qdq(export.model, plan, "u8"),
