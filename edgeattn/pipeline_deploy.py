@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import CoverageError, EdgeAttnError
-from edgeattn.extras import require
 from edgeattn.measure import (
     AcceptBounds,
     LatencyComparison,
@@ -23,6 +22,7 @@ from edgeattn.measure import (
     judge,
     run_session,
 )
+from edgeattn.onnx_plain import open_plain
 from edgeattn.pipeline_coverage import check_coverage, judge_coverage
 from edgeattn.progress import Progress
 from edgeattn.recipe import Accept
@@ -262,12 +262,8 @@ def _run_elsewhere(work: Workload, profile: str) -> tuple[NDArray[np.float32], s
     here = checker.probe()
     if not here.can_run:
         return None
-    ort = require("onnxruntime", purpose="the check of an engine that cannot run here")
-    options = ort.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = work.timing.threads
-    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-    session = ort.InferenceSession(str(work.qdq[profile].path), options, providers=["CPUExecutionProvider"])
+    purpose = "the check of an engine that cannot run here"
+    session = open_plain(work.qdq[profile].path, purpose, threads=work.timing.threads)
     given, wanted = work.fp32.inputs[0].name, work.fp32.outputs[0].name
     logits = [session.run([wanted], {given: image[None]})[0] for image in work.images]
     return np.concatenate(logits), f"ONNX Runtime {here.version} on this CPU, operator by operator"

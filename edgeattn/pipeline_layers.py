@@ -9,9 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from edgeattn.extras import require
 from edgeattn.measure.domain import compare_domains
 from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_plain import open_plain
 from edgeattn.pipeline_deploy import module_of
 from edgeattn.quant.plan import Profile, QuantParams, QuantPlan
 from edgeattn.report import DomainResult, LayerResult
@@ -107,16 +107,9 @@ def _decibel(signal: float, noise: float) -> float | None:
 
 class _Runner:
     def __init__(self, model: ModelProto, outputs: list[str]) -> None:
-        ort = require("onnxruntime", purpose="the comparison of layers")
         graph = Graph(model)
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        options.intra_op_num_threads = 1
-        # As the graph says: an optimized one would not compute these tensors at all.
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        self._session = ort.InferenceSession(
-            graph.to_model(outputs).SerializeToString(), options, providers=["CPUExecutionProvider"]
-        )
+        # Plain: an optimized graph would not compute these tensors at all.
+        self._session = open_plain(graph.to_model(outputs), "the comparison of layers")
         self._input = graph.input_names[0]
         self._outputs = outputs
 

@@ -118,7 +118,8 @@ def _header(report: Report) -> str:
 
 def _reasons(report: Report) -> str:
     if not report.reasons:
-        return _section("Verdict", _domain(report)) if _domain(report) else ""
+        warning = _domain(report)
+        return _section("Verdict", warning) if warning else ""
     rows = []
     for reason in sorted(report.reasons, key=lambda reason: reason.passed):
         chip = _chip("met", "good") if reason.passed else _chip("missed", "bad")

@@ -25,7 +25,7 @@ from edgeattn.errors import ModelError
 from edgeattn.export.canonical import WeightOrigin
 from edgeattn.export.float_onnx import INPUT_NAME, FloatExport, shadow
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.apply import apply_plan_constants, weight_integers
 from edgeattn.quant.nncf_ptq import quiet_nncf
 from edgeattn.quant.placement import Placement, place_quantizers
 from edgeattn.quant.plan import (
@@ -34,7 +34,6 @@ from edgeattn.quant.plan import (
     Profile,
     QuantParams,
     QuantPlan,
-    quantize_weight,
 )
 
 __all__ = [
@@ -138,16 +137,14 @@ def attach_fake_quant(
     adjusted = Graph(export.model)
     apply_plan_constants(adjusted, plan, profile)
     axes = place_quantizers(export.model).weights
+    integers = weight_integers(adjusted, plan, axes)
     weights: dict[str, nn.Module] = {}
     for name, origin in export.weights.items():
         if name in plan.weights:
+            steps = np.moveaxis(integers[name], axes[name], 0)
+            signs = np.where(origin.ratio < 0, -1, 1).reshape((-1,) + (1,) * (steps.ndim - 1))
             scales = _raw_scales(plan.weights[name], origin)
-            steps = np.asarray(plan.weights[name], np.float32)
-            integers = np.moveaxis(
-                quantize_weight(adjusted.constants[name], steps, axes[name]), axes[name], 0
-            )
-            signs = np.where(origin.ratio < 0, -1, 1).reshape((-1,) + (1,) * (integers.ndim - 1))
-            weights[name] = _ChannelWeights(scales, (integers * signs).astype(np.int8))
+            weights[name] = _ChannelWeights(scales, (steps * signs).astype(np.int8))
     result = _hooked(module, export, activations, weights)
     result.module.eval()
     return result

@@ -14,11 +14,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
 from onnx import NodeProto
 
 from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import dequantize_of, quantize_behind
+from edgeattn.lower.patterns import dequantize_of, power_of_two_step, quantize_behind
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["FloatSums"]
@@ -49,18 +48,9 @@ def _sums(graph: Graph) -> list[NodeProto]:
     for node in graph.nodes:
         if node.op_type != "Add":
             continue
-        steps = [_step(graph, dequantize_of(graph, name)) for name in node.input]
-        result = _step(graph, quantize_behind(graph, node.output[0]))
+        steps = [power_of_two_step(graph, dequantize_of(graph, name)) for name in node.input]
+        result = power_of_two_step(graph, quantize_behind(graph, node.output[0]))
         # Sums of multiples of the result's step need no rounding.
         if result is not None and all(steps) and any(step is not None and step < result for step in steps):
             found.append(node)
     return found
-
-
-def _step(graph: Graph, node: NodeProto | None) -> float | None:
-    """Return the scale of a Q/DQ node if it is one power of two."""
-    scale = graph.constant(node.input[1]) if node is not None else None
-    if scale is None or scale.size != 1:
-        return None
-    value = float(scale.reshape(()))
-    return value if value > 0 and float(np.frexp(value)[0]) == 0.5 else None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from edgeattn.lower.base import EveryGraph
+from edgeattn.lower.patterns import put_identity_before
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["PartConcats"]
@@ -28,10 +29,7 @@ class PartConcats(EveryGraph):
         """Insert the identities."""
         found = _scaled_concats(graph)
         for quantize in found:
-            source = quantize.input[0]
-            result = graph.fresh_name(f"{source}.parted")
-            graph.add([helper.make_node("LeakyRelu", [source], [result], result, alpha=1.0)])
-            graph.reroute(source, result, [quantize])
+            put_identity_before(graph, quantize, "parted")
         return bool(found)
 
     def ensures(self, graph: Graph) -> str:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
+from onnx import NodeProto, helper
 
 from edgeattn.onnx_graph import Graph, attribute
 
@@ -16,6 +17,8 @@ __all__ = [
     "dequantize_of",
     "dequantize_weight",
     "dequantized_constant",
+    "power_of_two_step",
+    "put_identity_before",
     "quantize_behind",
     "remove_pair",
     "same_parameters",
@@ -84,6 +87,23 @@ def same_parameters(graph: Graph, one: NodeProto, other: NodeProto) -> bool:
         if left is None or right is None or left.dtype != right.dtype or not np.array_equal(left, right):
             return False
     return True
+
+
+def put_identity_before(graph: Graph, quantize: NodeProto, suffix: str) -> None:
+    """Put a leaky ReLU of slope 1 before a QuantizeLinear: no number changes, and OpenVINO fuses nothing across it."""
+    source = quantize.input[0]
+    result = graph.fresh_name(f"{source}.{suffix}")
+    graph.add([helper.make_node("LeakyRelu", [source], [result], result, alpha=1.0)])
+    graph.reroute(source, result, [quantize])
+
+
+def power_of_two_step(graph: Graph, node: NodeProto | None) -> float | None:
+    """Return the scale of a Q/DQ node if it is one for all and a power of two."""
+    scale = graph.constant(node.input[1]) if node is not None else None
+    if scale is None or scale.size != 1:
+        return None
+    value = float(scale.reshape(()))
+    return value if value > 0 and math.frexp(value)[0] == 0.5 else None
 
 
 def remove_pair(graph: Graph, quantize: NodeProto) -> bool:

@@ -11,11 +11,10 @@ from __future__ import annotations
 
 import dataclasses
 
-import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import dequantize_of
+from edgeattn.lower.patterns import dequantize_of, power_of_two_step, put_identity_before
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["RoundBranches"]
@@ -31,10 +30,7 @@ class RoundBranches(EveryGraph):
         """Insert the identities."""
         found = _branches(graph)
         for quantize in found:
-            source = quantize.input[0]
-            result = graph.fresh_name(f"{source}.rounded")
-            graph.add([helper.make_node("LeakyRelu", [source], [result], result, alpha=1.0)])
-            graph.reroute(source, result, [quantize])
+            put_identity_before(graph, quantize, "rounded")
         return bool(found)
 
     def ensures(self, graph: Graph) -> str:
@@ -50,7 +46,7 @@ def _branches(graph: Graph) -> list[NodeProto]:
         if node.op_type != "Add":
             continue
         sources = [dequantize_of(graph, name) for name in node.input]
-        if any(source is None or not _is_power_of_two(graph, source) for source in sources):
+        if any(power_of_two_step(graph, source) is None for source in sources):
             continue
         for source in sources:
             quantize = graph.producer.get(source.input[0]) if source is not None else None
@@ -60,8 +56,3 @@ def _branches(graph: Graph) -> list[NodeProto]:
             if before is not None and before.op_type == "Conv":
                 found.append(quantize)
     return found
-
-
-def _is_power_of_two(graph: Graph, dequantize: NodeProto) -> bool:
-    scale = graph.constant(dequantize.input[1])
-    return scale is not None and scale.size == 1 and float(np.frexp(np.abs(scale.reshape(())))[0]) == 0.5

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
+from numpy.typing import NDArray
 
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.equalize import apply_channel_scales
-from edgeattn.quant.plan import Profile, QuantPlan
+from edgeattn.quant.plan import Profile, QuantPlan, quantize_weight
 
-__all__ = ["apply_plan_constants"]
+__all__ = ["apply_plan_constants", "weight_integers"]
 
 
 def apply_plan_constants(graph: Graph, plan: QuantPlan, profile: Profile) -> None:
@@ -35,3 +38,17 @@ def apply_plan_constants(graph: Graph, plan: QuantPlan, profile: Profile) -> Non
                 "A plan belongs to one graph: calibrate this one."
             )
         graph.constants[name] = (bias + np.asarray(shift)).astype(np.float32)
+
+
+def weight_integers(graph: Graph, plan: QuantPlan, axes: Mapping[str, int]) -> dict[str, NDArray[np.int8]]:
+    """Return every planned weight on its grid.
+
+    Args:
+        graph: After `apply_plan_constants`.
+        plan: The plan.
+        axes: Weight -> axis of its output channels.
+    """
+    return {
+        name: quantize_weight(graph.constants[name], np.asarray(scales, np.float32), axes[name])
+        for name, scales in plan.weights.items()
+    }

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 
-from edgeattn.extras import require
 from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_plain import open_plain
 
 __all__ = ["SegmentRunner"]
 
@@ -58,7 +58,6 @@ class SegmentRunner:
         return last
 
     def _run(self, piece: Sequence[NodeProto], index: int, last_use: dict[str, int]) -> None:
-        ort = require("onnxruntime", purpose="running a graph in segments")
         made = {name for node in piece for name in node.output}
         read = {name for node in piece for name in node.input if name}
         constants = {name: self.graph.constants[name] for name in read if name in self.graph.constants}
@@ -81,12 +80,8 @@ class SegmentRunner:
             item.ClearField("type")
         model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", self.graph.opset)])
         model.ir_version = 8
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
         # One thread: many small graphs, where waking threads costs more than they give.
-        options.intra_op_num_threads = 1
-        options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_DISABLE_ALL
-        session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        session = open_plain(model, "running a graph in segments")
         for values in self.values:
             results = session.run(outputs, {name: values[name] for name in inputs})
             values.update(zip(outputs, results, strict=True))

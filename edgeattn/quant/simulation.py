@@ -9,9 +9,9 @@ import torch
 from numpy.typing import NDArray
 
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.apply import apply_plan_constants, weight_integers
 from edgeattn.quant.placement import Placement
-from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan, quantize_weight
+from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
 __all__ = ["PlanMeter", "batches_of", "channels_last", "simulated", "sqnr_of"]
@@ -82,12 +82,10 @@ def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, i
     """
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, plan, profile)
-    for name, scales in plan.weights.items():
-        value = adjusted.constants[name]
-        steps = np.asarray(scales, np.float32)
-        shape = [-1 if dim == axes[name] else 1 for dim in range(value.ndim)]
-        integers = quantize_weight(value, steps, axes[name]).astype(np.float32)
-        adjusted.constants[name] = integers * steps.reshape(shape)
+    for name, integers in weight_integers(adjusted, plan, axes).items():
+        shape = [-1 if dim == axes[name] else 1 for dim in range(integers.ndim)]
+        steps = np.asarray(plan.weights[name], np.float32).reshape(shape)
+        adjusted.constants[name] = integers.astype(np.float32) * steps
     return TorchGraph(adjusted)
 
 

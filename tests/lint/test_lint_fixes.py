@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from lint_models import Nodes
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeattn.lint import fix_graph, lint_graph
@@ -19,25 +20,14 @@ STEP = 2.0**-4
 """Scales are powers of two, and weights integers: sums are exact in float32, whatever their order."""
 
 
-class Network:
+class Network(Nodes):
     """Random 4-channel layers, each with something that a rule finds."""
 
     def __init__(self, seed: int) -> None:
+        super().__init__()
         self.random = random.Random(seed)
         self.numbers = np.random.default_rng(seed)
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, Any] = {}
         self.kind = self.random.choice([np.int8, np.uint8])
-
-    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{kind.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def const(self, value: Any) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants[name] = np.asarray(value)
-        return name
 
     def pair(self, x: str, scale: float = STEP, zero: int | None = None, kind: type | None = None) -> str:
         kind = kind or self.kind

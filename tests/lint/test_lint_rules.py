@@ -9,6 +9,7 @@ import numpy as np
 import onnx
 import pytest
 from attention_networks import pictures, quantized
+from lint_models import Nodes
 from onnx import TensorProto, helper, numpy_helper
 
 from edgeattn.errors import RecipeError
@@ -19,22 +20,8 @@ from edgeattn.onnx_graph import Graph
 ZERO = np.int8(0)
 
 
-class Net:
+class Net(Nodes):
     """Writes a small model node by node."""
-
-    def __init__(self) -> None:
-        self.nodes: list[onnx.NodeProto] = []
-        self.constants: dict[str, Any] = {}
-
-    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
-        name = f"{kind.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(kind, list(inputs), [name], name=name, **attributes))
-        return name
-
-    def const(self, value: Any) -> str:
-        name = f"c{len(self.constants)}"
-        self.constants[name] = np.asarray(value)
-        return name
 
     def pair(self, x: str, scale: Any = 0.05, zero: Any = ZERO, **attributes: Any) -> str:
         parameters = self.const(np.asarray(scale, np.float32)), self.const(zero)

@@ -31,22 +31,9 @@ Value = Array | Real
 
 _PRODUCTS = frozenset({"Conv", "Gemm", "MatMul"})
 # What integer kernels compute together with what comes before and behind, when only a QuantizeLinear follows.
-_FUSED = frozenset(
-    {
-        "Add",
-        "Clip",
-        "Div",
-        "HardSigmoid",
-        "HardSwish",
-        "Mul",
-        "Relu",
-        "Sigmoid",
-        "Sub",
-        "Sum",
-        *AVERAGING,
-        *MOVING,
-    }
-)
+_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub", "Sum"})
+_ACTIVATIONS = frozenset({"Clip", "HardSigmoid", "HardSwish", "Relu", "Sigmoid"})
+_FUSED = _ARITHMETIC | _ACTIVATIONS | frozenset(AVERAGING) | frozenset(MOVING)
 _ROUNDLESS = frozenset({"Clip", "Relu", *AVERAGING, *MOVING})
 _EMPTY = np.empty(0, np.float32)
 
