@@ -102,6 +102,8 @@ def parity_model(
     if strange:
         raise RecipeError(f"{strange[0]!r} is no profile; expected u8 or s8.")
     files = _files_of(model)
+    # Before anything is decoded or run: a name may be wrong.
+    entries = _entries(targets, profiles, files)
     models = {profile: read_onnx(path) for profile, path in files.items()}
     base = models.get("fp32", next(iter(models.values())))
     shape = Graph(base).io_specs()[0][0].shape
@@ -120,7 +122,6 @@ def parity_model(
         work = Path(folder)
         reference = _float_logits(base, found, work, progress)
         result["fp32"] = _float_result(reference, found)
-        entries = _entries(targets, profiles, files)
         for label, entry in entries.items():
             _measure(label, entry, models[entry.profile], reference, found, work, progress, layer_images)
             result["targets"][label] = entry.result
