@@ -4,7 +4,7 @@ NNCF's function hooks reach an operation by the same name that the exported tens
 graph are quantized at the same places by construction. Two kinds of quantizers are hooked in:
 
 * torch's own fake quantization with a profile's exact scales, to check an export against,
-* NNCF's trainable quantizers, for quantization-aware training.
+* quantizers that learn their ranges, for quantization-aware training.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import collections
 import copy as copying
 import dataclasses
 import math
-import types
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,6 +23,7 @@ from torch import nn
 from edgeattn.errors import ModelError
 from edgeattn.export.canonical import WeightOrigin
 from edgeattn.export.float_onnx import INPUT_NAME, FloatExport, shadow
+from edgeattn.export.learned_quantizer import LearnedQuantizer
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants, weight_integers
 from edgeattn.quant.nncf_ptq import quiet_nncf
@@ -153,7 +153,7 @@ def attach_fake_quant(
 def attach_trainable(
     module: nn.Module, export: FloatExport, plan: QuantPlan, placement: Placement
 ) -> FakeQuantized:
-    """Return a copy of `module`, sharing its Parameters, with NNCF's trainable quantizers.
+    """Return a copy of `module`, sharing its Parameters, with quantizers that learn their ranges.
 
     Activations train on the coarser of the two profiles' grids, so that the result serves both: signed
     and symmetric, but unsigned where profile s8 folds the zero point away and so has all 256 levels. Every
@@ -164,16 +164,15 @@ def attach_trainable(
         if name not in placement.same_range:
             unsigned = _trains_unsigned(wanted)
             limit = np.asarray([wanted.high if unsigned else wanted.limit])
-            activations[name] = _trainable(limit, (1,), is_weight=False, is_signed=not unsigned)
-            if name in placement.fixed:
-                activations[name].disable_gradients()  # type: ignore[operator]
+            quantizer = LearnedQuantizer(limit, *((0, 255) if unsigned else (-128, 127)))
+            quantizer.limit.requires_grad_(name not in placement.fixed)
+            activations[name] = quantizer
     weights: dict[str, nn.Module] = {}
     shapes = {item.name: tuple(item.dims) for item in export.model.graph.initializer}
     for name, origin in export.weights.items():
         if name in plan.weights:
             limit = _raw_scales(plan.weights[name], origin) * WEIGHT_LIMIT
-            shape = (len(limit),) + (1,) * (len(shapes[name]) - 1)
-            weights[name] = _trainable(limit, shape, is_weight=True, is_signed=True)
+            weights[name] = LearnedQuantizer(limit, -WEIGHT_LIMIT, WEIGHT_LIMIT, rank=len(shapes[name]))
     return _hooked(module, export, activations, weights)
 
 
@@ -302,6 +301,8 @@ def _hooked(
         wrap_model,
     )
 
+    from edgeattn.export.replayed_hooks import replay_hooks
+
     with quiet_nncf():
         copy = wrap_model(shadow(module))
         for name, quantizer in weights.items():
@@ -309,6 +310,7 @@ def _hooked(
         for name, quantizer in activations.items():
             operation = export.input_operation if name == INPUT_NAME else name
             register_post_function_hook(copy, operation, 0, quantizer)
+        replay_hooks(copy)
     return FakeQuantized(copy, dict(activations), dict(weights))
 
 
@@ -325,37 +327,8 @@ def _trains_unsigned(wanted: ActivationRange) -> bool:
     return wanted.low == 0.0 and wanted.folds_zero_point
 
 
-def _trainable(
-    limit: NDArray[np.float64], shape: tuple[int, ...], *, is_weight: bool, is_signed: bool
-) -> nn.Module:
-    from nncf.common.quantization.structs import QuantizationScheme
-    from nncf.torch.quantization.extensions import QuantizedFunctionsCPU
-    from nncf.torch.quantization.layers import PTQuantizerSpec, SymmetricQuantizer
-    from nncf.torch.quantization.reference import torch_executor
-
-    # NNCF would compile on first use, C++ or through torch.compile: a minute or two where a compiler is, other
-    # roundings where none is. Its own torch operations as they are train the same on every machine.
-    QuantizedFunctionsCPU._loaded_namespace = types.SimpleNamespace(
-        Quantize_forward=torch_executor.forward, Quantize_backward=torch_executor.backward
-    )
-    quantizer: nn.Module = SymmetricQuantizer(
-        PTQuantizerSpec(
-            num_bits=8,
-            mode=QuantizationScheme.SYMMETRIC,
-            signedness_to_force=is_signed,
-            narrow_range=is_weight,
-            half_range=False,
-            scale_shape=shape,
-            logarithm_scale=False,
-        )
-    )
-    with torch.no_grad():
-        quantizer.scale.copy_(torch.from_numpy(limit.astype(np.float32)).reshape(shape))  # type: ignore[operator]
-    return quantizer
-
-
 def _limits(quantizer: nn.Module) -> NDArray[np.float64]:
-    value: NDArray[np.float64] = quantizer.scale.detach().abs().cpu().double().reshape(-1).numpy()  # type: ignore[operator]
+    value: NDArray[np.float64] = quantizer.limit.detach().abs().cpu().double().reshape(-1).numpy()  # type: ignore[operator]
     return value
 
 

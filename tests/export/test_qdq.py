@@ -246,7 +246,7 @@ def test_training_quantizers_start_where_ptq_ended_and_share_parameters() -> Non
     for name, wanted in plan.activations.items():
         assert back.activations[name].limit == pytest.approx(wanted.limit, rel=1e-5)
     quantized.module(torch.randn(2, *SHAPE[1:])).square().sum().backward()
-    moved = [module.scale.grad for module in quantized.activations.values() if module.scale.requires_grad]
+    moved = [module.limit.grad for module in quantized.activations.values() if module.limit.requires_grad]
     assert sum(grad is not None and bool(grad.abs().sum() > 0) for grad in moved) > len(moved) // 2
 
 
