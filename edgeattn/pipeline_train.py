@@ -22,7 +22,7 @@ from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.fake_quant import (
     attach_fake_quant,
     attach_trainable,
-    fixed_biases,
+    fixed_constants,
     read_back,
     write_constants,
 )
@@ -253,7 +253,7 @@ class _Preparation:
             student.eval()
             trained = export_float(student, shape)
             learned = read_back(quantized, trained, plan, placement)
-            graph, fixed = Graph(trained.model), fixed_biases(student, trained)
+            graph, fixed = Graph(trained.model), fixed_constants(student, trained)
             learned = fit_to_kernels(learned, graph, placement, images, recipe.quant.ptq, fixed)
             learned.save(folder / "plan.json")
             save_weights(student, folder / "qat.safetensors")
@@ -339,7 +339,7 @@ class _Preparation:
             ptq,
             gate_regions(edge, policy),
             self._counter("ptq"),
-            fixed_biases(edge, export),
+            fixed_constants(edge, export),
         )
 
     def _slack(self, plan: QuantPlan, profiles: Sequence[Profile]) -> float:

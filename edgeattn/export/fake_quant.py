@@ -41,7 +41,7 @@ __all__ = [
     "ObservedQuantizer",
     "attach_fake_quant",
     "attach_trainable",
-    "fixed_biases",
+    "fixed_constants",
     "read_back",
     "write_constants",
 ]
@@ -241,10 +241,9 @@ def write_constants(module: nn.Module, export: FloatExport, adjusted: Graph) -> 
         )
         if not changed and not shifted:
             continue
-        # None where a form calls the convolution as a function, on a weight that it computes.
         layer = dict(result.named_modules()).get(_module_path(origin.operation))
         norm = dict(result.named_modules()).get(_module_path(origin.norm)) if origin.norm else None
-        own = layer is not None and isinstance(getattr(layer, "weight", None), nn.Parameter)
+        own = _holds_weight(layer)
         if not own and (changed or norm is None):
             raise ModelError(f"The weight of {origin.operation} is computed; it cannot be adjusted.")
         with torch.no_grad():
@@ -255,8 +254,11 @@ def write_constants(module: nn.Module, export: FloatExport, adjusted: Graph) -> 
     return result
 
 
-def fixed_biases(module: nn.Module, export: FloatExport) -> frozenset[str]:
-    """Return the biases that nothing may shift, because no layer holds them or one layer holds several of them."""
+def fixed_constants(module: nn.Module, export: FloatExport) -> frozenset[str]:
+    """Return the constants of the graph that nothing may change: see `write_constants`.
+
+    Weights that a form computes, and biases that no layer holds or that one layer holds several of.
+    """
     known = dict(module.named_modules())
     owners = {
         origin.bias: _module_path(origin.norm or origin.operation)
@@ -264,7 +266,18 @@ def fixed_biases(module: nn.Module, export: FloatExport) -> frozenset[str]:
         if origin.bias
     }
     uses = collections.Counter(owners.values())
-    return frozenset(bias for bias, owner in owners.items() if owner not in known or uses[owner] > 1)
+    biases = {bias for bias, owner in owners.items() if owner not in known or uses[owner] > 1}
+    weights = {
+        name
+        for name, origin in export.weights.items()
+        if not _holds_weight(known.get(_module_path(origin.operation)))
+    }
+    return frozenset(biases | weights)
+
+
+def _holds_weight(layer: nn.Module | None) -> bool:
+    # None where a form calls the convolution as a function, on a weight that it computes.
+    return layer is not None and isinstance(getattr(layer, "weight", None), nn.Parameter)
 
 
 def _write_weight(layer: nn.Module, weight: NDArray[np.float32], ratio: NDArray[np.float64]) -> None:

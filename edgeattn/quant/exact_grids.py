@@ -50,7 +50,11 @@ _ALMOST = 1e-6
 
 
 def exact_grids(
-    plan: QuantPlan, graph: Graph, place: Placement, images: Sequence[NDArray[np.float32]]
+    plan: QuantPlan,
+    graph: Graph,
+    place: Placement,
+    images: Sequence[NDArray[np.float32]],
+    fixed: frozenset[str] = frozenset(),
 ) -> QuantPlan:
     """Return the plan on grids that need no rounding on the way to one.
 
@@ -59,8 +63,10 @@ def exact_grids(
         graph: Canonical fp32 graph.
         place: Which ranges are fixed or another tensor's; the axes of the weights.
         images: Arrays (1, C, H, W): tell how large sums become.
+        fixed: Constants that nothing may change, because the module behind the graph computes them. What they read
+            and write keeps its grids.
     """
-    snapped = _power_of_two_activations(plan, graph, place)
+    snapped = _power_of_two_activations(plan, graph, place, fixed)
     largest = _largest_sums(snapped, graph, place, images)
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, snapped, "u8")
@@ -80,7 +86,9 @@ def count_exact(plan: QuantPlan) -> tuple[int, int]:
     return sum(map(_is_power_of_two, scales)), len(scales)
 
 
-def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
+def whole_biases(
+    plan: QuantPlan, graph: Graph, place: Placement, fixed: frozenset[str] = frozenset()
+) -> QuantPlan:
     """Return the plan with biases of whole accumulator steps, few enough of them to be exact in float32.
 
     Layers that read a tensor without an exact grid keep their biases.
@@ -89,6 +97,7 @@ def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
         plan: From `exact_grids`, perhaps with other biases since.
         graph: Canonical fp32 graph.
         place: As for the plan.
+        fixed: Constants that nothing may change, because the module behind the graph computes them.
     """
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, plan, "u8")
@@ -96,6 +105,8 @@ def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
     for node in graph.nodes:
         step = _accumulator_step(node, graph, plan)
         if step is None or len(node.input) < 3 or node.input[2] not in adjusted.constants:
+            continue
+        if node.input[2] in fixed:
             continue
         if not _is_power_of_two(plan.activations[node.input[0]].params("u8").scale):
             continue
@@ -112,7 +123,9 @@ def whole_biases(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
     return plan.model_copy(update={"bias_shift": {**plan.bias_shift, "u8": shifts}})
 
 
-def _power_of_two_activations(plan: QuantPlan, graph: Graph, place: Placement) -> QuantPlan:
+def _power_of_two_activations(
+    plan: QuantPlan, graph: Graph, place: Placement, fixed: frozenset[str]
+) -> QuantPlan:
     activations = dict(plan.activations)
     channel_scales = {name: np.asarray(values) for name, values in plan.channel_scales.items()}
     weights = {name: np.asarray(values) for name, values in plan.weights.items()}
@@ -126,7 +139,8 @@ def _power_of_two_activations(plan: QuantPlan, graph: Graph, place: Placement) -
     exact = set(graph.input_names)
     for group in find_groups(graph):
         own = [name for name in group.tensors if name in activations and name not in followers]
-        if not own:
+        layers = (*group.writers, *group.readers)
+        if not own or any(constant in fixed for layer in layers for constant in layer):
             continue
         factor = _common_factor([activations[name].params("u8").scale for name in own])
         channels = len(graph.constants[group.writers[0][0]])

@@ -52,7 +52,7 @@ def make_plan(
     config: PtqConfig,
     gates: Sequence[GateRegion] = (),
     progress: Progress | None = None,
-    fixed_biases: frozenset[str] = frozenset(),
+    fixed: frozenset[str] = frozenset(),
 ) -> QuantPlan:
     """Calibrate a canonical fp32 graph, step by step from the cheapest on.
 
@@ -66,7 +66,7 @@ def make_plan(
         config: Estimator, steps and bounds.
         gates: Attention modules and their policies.
         progress: Called with (done, total).
-        fixed_biases: Biases that nothing may shift, because the module behind the graph computes them.
+        fixed: Weights and biases that nothing may change, because the module behind the graph computes them.
 
     Raises:
         DataError: If there is no image, or the network becomes NaN or infinite on one.
@@ -91,7 +91,7 @@ def make_plan(
     ladder = [meter.step(f"ranges: {config.range_estimator}", plan, seconds)]
     if config.nncf and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
-        changed = _with_nncf(plan, model, place, images, config, fixed_biases)
+        changed = _with_nncf(plan, model, place, images, config, fixed)
         plan = _climb(ladder, meter, "NNCF", plan, changed, start)
     if config.equalization and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
@@ -113,7 +113,7 @@ def make_plan(
             return plan
         start, part = time.perf_counter(), counter.part(TUNING_SHARE)
         changed = tune_plan(
-            graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed_biases, ranges=ranges
+            graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed, ranges=ranges
         )
         what = "biases and ranges" if ranges else "biases"
         return _climb(ladder, meter, f"tuning of {what}: {profile}", plan, changed, start)
@@ -122,7 +122,7 @@ def make_plan(
     plan = tuned("u8", ranges=True)
     if config.exact:
         start = time.perf_counter()
-        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES))
+        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
         name = "exact grids: {} of {} tensors".format(*count_exact(plan))
         ladder.append(meter.step(name, plan, time.perf_counter() - start))
         # Other weights, other mean errors.
@@ -131,7 +131,7 @@ def make_plan(
     plan = tuned("s8", ranges=True)
     if config.exact:
         start = time.perf_counter()
-        plan = whole_biases(plan, graph, place)
+        plan = whole_biases(plan, graph, place, fixed)
         ladder.append(meter.step("biases of whole steps", plan, time.perf_counter() - start))
     elif plan is not before:
         # Other ranges, other integers.
@@ -147,7 +147,7 @@ def fit_to_kernels(
     place: Placement,
     images: Images,
     config: PtqConfig,
-    fixed_biases: frozenset[str] = frozenset(),
+    fixed: frozenset[str] = frozenset(),
 ) -> QuantPlan:
     """Return a trained plan on grids that kernels take, with headroom or exact ones, as `make_plan` leaves one.
 
@@ -157,17 +157,15 @@ def fit_to_kernels(
         place: Which ranges are fixed or another tensor's; the axes of the weights.
         images: Calibration batches (1, C, H, W).
         config: What is wanted, and from how many batches biases are tuned to new grids.
-        fixed_biases: Biases that nothing may shift.
+        fixed: Weights and biases that nothing may change.
     """
     plan = coarsen_pools(plan, graph, place)
     if config.exact:
-        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES))
+        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
         for profile in reversed(PROFILES) if config.tuning_steps else ():
             steps = config.tuning_steps
-            plan = tune_plan(
-                graph, plan, profile, place, images, steps, fixed_biases=fixed_biases, ranges=False
-            )
-        return whole_biases(plan, graph, place)
+            plan = tune_plan(graph, plan, profile, place, images, steps, fixed_biases=fixed, ranges=False)
+        return whole_biases(plan, graph, place, fixed)
     return plan if config.headroom == "none" else _headroom(plan, graph, place, images, config).plan
 
 
@@ -264,13 +262,13 @@ def _with_nncf(
     place: Placement,
     images: Images,
     config: PtqConfig,
-    fixed_biases: frozenset[str],
+    fixed: frozenset[str],
 ) -> QuantPlan:
     """Return the plan with what NNCF decides; tensors that it leaves in float keep their ranges."""
     decisions = quantize_with_nncf(model, images, bias_correction=config.bias_correction)
     adjusted = Graph(model)
     apply_channel_scales(adjusted, decisions.channel_scales)
-    shift = {name: value for name, value in decisions.bias_shift.items() if name not in fixed_biases}
+    shift = {name: value for name, value in decisions.bias_shift.items() if name not in fixed}
     found = {name: (item.low, item.high, item.limit) for name, item in plan.activations.items()}
     for name, (low, high) in decisions.ranges.items():
         if name in found and high > low:

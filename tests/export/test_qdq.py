@@ -20,7 +20,7 @@ from edgeattn.export.fake_quant import (
     _ChannelWeights,
     attach_fake_quant,
     attach_trainable,
-    fixed_biases,
+    fixed_constants,
     read_back,
     write_constants,
 )
@@ -55,18 +55,32 @@ def _planned(kind: str, arch: str = "mobilenet_v2"):  # type: ignore[no-untyped-
 def _tuned(kind: str, config: PtqConfig = TUNED):  # type: ignore[no-untyped-def]
     edge = make_edge(kind, materialize=True)
     export = export_float(edge, SHAPE)
-    fixed = fixed_biases(edge, export)
+    fixed = fixed_constants(edge, export)
     gates = gate_regions(edge, "int8")
-    return edge, export, make_plan(export.model, make_images(16), config, gates, fixed_biases=fixed)
+    return edge, export, make_plan(export.model, make_images(16), config, gates, fixed=fixed)
 
 
 def _exact(kind: str):  # type: ignore[no-untyped-def]
     return _tuned(kind, EXACT)
 
 
+def _exact_in_training(kind: str):  # type: ignore[no-untyped-def]
+    """As after training: the form computes weights from the float module's, and none may be adjusted."""
+    edge = make_edge(kind)
+    export = export_float(edge, SHAPE)
+    config = QUICK.model_copy(update={"exact": True})
+    gates, fixed = gate_regions(edge, "int8"), fixed_constants(edge, export)
+    assert fixed
+    return edge, export, make_plan(export.model, make_images(16), config, gates, fixed=fixed)
+
+
 @pytest.mark.parametrize(
     ("kind", "make"),
-    [*((kind, make) for kind in ("none", *RECIPE_KINDS) for make in (_planned, _tuned)), ("coord", _exact)],
+    [
+        *((kind, make) for kind in ("none", *RECIPE_KINDS) for make in (_planned, _tuned)),
+        ("coord", _exact),
+        ("triplet", _exact_in_training),
+    ],
 )
 def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None:
     edge, export, plan = make(kind)
@@ -127,7 +141,7 @@ def test_uses_of_one_layer_keep_the_bias_that_it_has() -> None:
     }
     shared = {bias for bias, norm in owners.items() if list(owners.values()).count(norm) > 1}
     assert shared
-    assert shared <= fixed_biases(edge, export)
+    assert shared <= fixed_constants(edge, export)
     assert not shared & set(plan.bias_shift["u8"])
     assert plan.bias_shift["u8"]
 
