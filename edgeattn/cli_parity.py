@@ -50,6 +50,13 @@ def parity(
         int, typer.Option(min=0, max=256, help="Images that layers are compared on; 0 leaves layers out.")
     ] = 4,
     limit: Annotated[int | None, typer.Option(min=1, help="Use at most this many images.")] = None,
+    with_seen: Annotated[
+        bool,
+        typer.Option(
+            "--with-seen",
+            help="Take images as well that the run learned from: engines are compared on more, and top-1 says less.",
+        ),
+    ] = False,
     inputs: Annotated[
         Path | None,
         typer.Option(
@@ -79,6 +86,7 @@ def parity(
             layer_images=layer_images,
             limit=limit,
             inputs=inputs,
+            with_seen=with_seen,
         )
     (print_json if as_json else print_parity)(result)
     failed = not result.get("verdict", {}).get("passed", True) or result.get("inputs", {}).get(
@@ -98,6 +106,8 @@ def print_parity(result: Mapping[str, Any]) -> None:
             about += (
                 f" ({result['data']['left_out']} that the run learned from or was calibrated with left out)"
             )
+        if result.get("data", {}).get("seen"):
+            about += f" ({result['data']['seen']} that the run learned from or was calibrated with)"
         print_line(console, about + ("" if float_top1 is None else f", fp32 top-1 {_percent(float_top1)}"))
     header = ("target", "profile", "status", "agreement", "top-1", "95 % interval", "McNemar p", "SQNR", "KL")
     rows, remarks = [], []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +34,7 @@ class ParityData:
         labels: (N,) class indices, or None.
         preprocess: How the inputs were made; None for an array.
         left_out: Images left out because the run learned from them or was calibrated with them.
+        seen: Images among the inputs that the run learned from or was calibrated with, where those were asked for.
         sets: The images, where they are files.
         source: What they are, for people.
     """
@@ -43,6 +45,7 @@ class ParityData:
     left_out: int
     sets: tuple[ImageSet, ...]
     source: str
+    seen: int = 0
 
     def describe(self) -> dict[str, Any]:
         """Return a JSON-ready description."""
@@ -50,6 +53,7 @@ class ParityData:
             "source": self.source,
             "labelled": self.labels is not None,
             "left_out": self.left_out,
+            "seen": self.seen,
             "preprocess": None if self.preprocess is None else self.preprocess.model_dump(mode="json"),
         }
 
@@ -100,7 +104,13 @@ def load_run(folder: Path) -> _Run | None:
 
 
 def load_parity_data(
-    run: _Run | None, data: Path | None, shape: tuple[int, ...], progress: Progress, limit: int | None
+    run: _Run | None,
+    data: Path | None,
+    shape: tuple[int, ...],
+    progress: Progress,
+    limit: int | None,
+    *,
+    with_seen: bool = False,
 ) -> ParityData:
     """Load inputs of a model's shape.
 
@@ -110,7 +120,8 @@ def load_parity_data(
         data: A folder or an .npy file; None takes the run's validation split.
         shape: (1, C, H, W).
         progress: Hears how far decoding is.
-        limit: Most images to use.
+        limit: Most images to use; unseen ones come first.
+        with_seen: Take what the run learned from as well.
 
     Raises:
         DataError: If there are no such images.
@@ -124,7 +135,7 @@ def load_parity_data(
     preprocess = run.spec.preprocess if run is not None else _usual(shape)
     if own is not None:
         sets: tuple[ImageSet, ...] = (own.validation,)
-        labelled, left_out = True, len(own.train)
+        labelled, seen_sets = True, (own.train,)
         source = (
             f"{own.spec.root.name if own.spec and own.spec.root else 'digits'}: validation split of the run"
         )
@@ -132,9 +143,12 @@ def load_parity_data(
         folder = data if data is not None else Path()
         parts, labelled = _folder_sets(folder, progress)
         seen = _seen_by(run)
-        kept = [part.subset([i for i, d in enumerate(part.digests) if d not in seen]) for part in parts]
-        left_out = sum(map(len, parts)) - sum(map(len, kept))
-        sets, source = tuple(part for part in kept if len(part)), folder.name
+        sets = _where(parts, lambda digest: digest not in seen)
+        seen_sets = _where(parts, lambda digest: digest in seen)
+        source = folder.name
+    left_out, unseen = sum(map(len, seen_sets)), sum(map(len, sets))
+    if with_seen:
+        sets, left_out = (*sets, *seen_sets), 0
     if limit is not None:
         sets = _first(sets, limit)
     if not sets:
@@ -150,7 +164,7 @@ def load_parity_data(
     if tensors.shape[1:] != tuple(shape[1:]):
         raise DataError(f"The images become {tensors.shape[1:]}, but the model takes {tuple(shape[1:])}.")
     labels = np.concatenate([part.labels for part in sets]) if labelled else None
-    return ParityData(tensors, labels, preprocess, left_out, sets, source)
+    return ParityData(tensors, labels, preprocess, left_out, sets, source, max(len(tensors) - unseen, 0))
 
 
 def _own_splits(run: _Run | None, data: Path | None, progress: Progress) -> DataSplits | None:
@@ -199,6 +213,11 @@ def _folder_sets(folder: Path, progress: Progress) -> tuple[tuple[ImageSet, ...]
         raise DataError(f"{folder} holds no images.")
     names = [path.name for path in paths]
     return (ImageSet(FileSource(tuple(paths)), names, [0] * len(paths)),), False
+
+
+def _where(parts: Sequence[ImageSet], wanted: Callable[[str], bool]) -> tuple[ImageSet, ...]:
+    chosen = (part.subset([i for i, digest in enumerate(part.digests) if wanted(digest)]) for part in parts)
+    return tuple(part for part in chosen if len(part))
 
 
 def _first(sets: tuple[ImageSet, ...], limit: int) -> tuple[ImageSet, ...]:

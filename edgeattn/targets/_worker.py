@@ -23,7 +23,7 @@ from edgeattn.targets.base import Outputs
 __all__ = ["Worker"]
 
 _LARGEST_HEADER = 1 << 20
-_START_SECONDS = 300.0
+_START_SECONDS = 900.0
 _ANSWER_SECONDS = 300.0
 
 

@@ -87,6 +87,13 @@ def test_it_is_measured_on_what_the_run_did_not_see(result: dict[str, Any]) -> N
     assert result["data"]["preprocess"]["size"] == 8
 
 
+def test_what_the_run_saw_is_taken_where_asked_for_behind_the_rest(run_folder: Path) -> None:
+    for limit, seen in ((None, 10), (12, 2), (8, 0)):
+        found = parity_model(run_folder, ["reference"], layer_images=0, limit=limit, with_seen=True)
+        assert found["n"] == (limit or 20)
+        assert (found["data"]["left_out"], found["data"]["seen"]) == (0, seen)
+
+
 def test_every_target_says_how_it_did(result: dict[str, Any]) -> None:
     json.dumps(result, allow_nan=False)
     needs("ort-cpu", "openvino-cpu")

@@ -1,0 +1,100 @@
+"""What holds of any network's engines: they run, decide the same, and their layers compute the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from edgeattn.measure import AcceptBounds, compare_outputs, judge
+
+__all__ = ["AGREEMENT_BETWEEN", "OVER_ONE_SHARE", "TOP1_SPREAD", "judge_parity", "top1_spread"]
+
+AGREEMENT_BETWEEN = 0.995
+"""Least agreement of two targets of one profile."""
+OVER_ONE_SHARE = 1e-3
+"""Largest share of a layer's values more than one step from the reference, given the same inputs."""
+TOP1_SPREAD = 0.002
+"""Largest distance between the top-1 of two targets of one profile."""
+
+
+def top1_spread(targets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """Return, by profile, how far top-1 of its targets lies apart; nothing without labels or with one target.
+
+    Args:
+        targets: By name, what `edgeattn.pipeline_parity.parity_model` found for each.
+    """
+    scores: dict[str, list[float]] = {}
+    for entry in targets.values():
+        if entry["status"] == "ok" and entry.get("top1") is not None:
+            scores.setdefault(entry["profile"], []).append(float(entry["top1"]))
+    return {profile: max(found) - min(found) for profile, found in scores.items() if len(found) > 1}
+
+
+def judge_parity(result: Mapping[str, Any], logits: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+    """Return ``passed`` and ``reasons``.
+
+    A target that is not available here is no reason; one that failed is, and so is a comparison of nothing.
+
+    Args:
+        result: With ``n``, ``targets``, ``between`` and ``top1_spread``.
+        logits: By target that ran, (n, classes).
+    """
+    targets = result["targets"]
+    reasons = [
+        _reason(label, "status", None, None, f"failed: {entry['error']}", passed=False)
+        for label, entry in targets.items()
+        if entry["status"] == "failed"
+    ]
+    for pair, both in result["between"].items():
+        if both["same_profile"]:
+            first, second = pair.split("/")
+            parity = compare_outputs(logits[first], logits[second])
+            judged = judge(AcceptBounds(agreement_min=AGREEMENT_BETWEEN), parity).reasons
+            reasons += [{"about": pair, **reason.to_json()} for reason in judged]
+    reasons += [
+        _judge_layers(label, entry["layers"]) for label, entry in targets.items() if entry.get("layers")
+    ]
+    for profile, spread in result["top1_spread"].items():
+        if result["n"] * TOP1_SPREAD >= 1:  # else one image alone is more than the bound
+            text = f"top-1 of its targets lies within {spread:.2%}; accepted is at most {TOP1_SPREAD:.1%}"
+            passed = spread <= TOP1_SPREAD
+            reasons.append(_reason(profile, "top1_spread", TOP1_SPREAD, spread, text, passed=passed))
+    if not reasons:
+        text = "nothing was compared: fewer than two targets of one profile ran, and no layers"
+        reasons.append(_reason("parity", "status", None, None, text, passed=False))
+    return {"passed": all(reason["passed"] for reason in reasons), "reasons": reasons}
+
+
+def _judge_layers(label: str, layers: Mapping[str, Any]) -> dict[str, Any]:
+    errors = [layer for layer in layers["layers"] if layer["finding"]["is_error"]]
+    worst = max(layers["layers"], key=lambda layer: float(layer["over_one_share"]), default=None)
+    share = 0.0 if worst is None else float(worst["over_one_share"])
+    text = (
+        f"given the same inputs, at most {share:.3%} of a layer's values are more than one step from the "
+        f"reference; accepted is at most {OVER_ONE_SHARE:.1%}"
+    )
+    if errors:
+        first = errors[0]
+        text += (
+            f"; {len(errors)} of {len(layers['layers'])} layers differ by more than rounding, first "
+            f"{first['module'] or first['name']} ({first['finding']['cause']}: {first['finding']['evidence']})"
+        )
+    passed = share <= OVER_ONE_SHARE and not errors
+    return _reason(label, "over_one_share", OVER_ONE_SHARE, share, text, passed=passed)
+
+
+def _reason(
+    about: str, metric: str, bound: float | None, measured: float | None, text: str, *, passed: bool
+) -> dict[str, Any]:
+    return {
+        "about": about,
+        "metric": metric,
+        "bound": bound,
+        "measured": measured,
+        "passed": passed,
+        "certain": None,
+        "text": text,
+    }
