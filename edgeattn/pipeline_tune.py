@@ -34,13 +34,13 @@ from edgeattn.pipeline_float import build_network
 from edgeattn.pipeline_tune_store import Candidate, Stage, Tuning, TuningStore, tuning_key
 from edgeattn.progress import Progress
 from edgeattn.quant.config import RANGES_ONLY, GatePolicy
-from edgeattn.quant.gates import gate_regions
+from edgeattn.quant.gates import GateChoice, check_gate_paths, gate_paths
 from edgeattn.quant.plan import Profile
 from edgeattn.quant.ptq import make_plan
 from edgeattn.recipe import Recipe, TuneSpec
 from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target
 
-__all__ = ["can_tune", "tune"]
+__all__ = ["can_tune", "compare_gates", "tune"]
 
 DLA_TARGETS = ("tensorrt", "jetson-ssh")
 """Targets whose devices may have a deep learning accelerator."""
@@ -85,11 +85,9 @@ def tune(
     threads = threads or recipe.measure.threads
     store = store or TuningStore()
     key = tuning_key(recipe, runtime, threads)
-    kind: type[_Search] = _Search
-    if spec.rank_by == "dla":
-        kind, key["ranked_by"] = _PlanningSearch, "hand-overs between DLA and GPU"
-    elif not runtime.probe().can_run:
-        kind, key["ranked_by"] = _CountingSearch, "kernels, then bytes moved"
+    kind = _kind_of_search(spec, runtime)
+    if kind.ranked_by:
+        key["ranked_by"] = kind.ranked_by
     known = None if again else store.load(key)
     if known is not None:
         return known
@@ -99,6 +97,39 @@ def tune(
     tuning = Tuning(key=key, **found)
     store.save(tuning)
     return tuning
+
+
+def compare_gates(
+    recipe: Recipe,
+    forms: Mapping[str, str],
+    before: GateChoice,
+    after: GateChoice,
+    *,
+    target: str | None = None,
+    threads: int | None = None,
+    timing: TimingPlan | None = None,
+    progress: Progress | None = None,
+) -> tuple[float, tuple[float, float]]:
+    """Return the ratio of two choices' latencies, and its interval; of the counts where nothing runs.
+
+    Args:
+        recipe: As for `tune`.
+        forms: Edge forms of both.
+        before: What the ratio refer to.
+        after: What is below 1 if it is faster.
+        target: As for `tune`.
+        threads: As for `tune`.
+        timing: As for `tune`.
+        progress: As for `tune`.
+    """
+    runtime, spec = get_target(target or recipe.targets[0]), recipe.tune or TuneSpec()
+    timing = dataclasses.replace(timing or _TIMING, threads=threads or recipe.measure.threads)
+    first, second = (_Choice(forms, item.policy, item.by_module) for item in (before, after))
+    with tempfile.TemporaryDirectory(prefix="edgeattn-tune-") as folder:
+        search = _kind_of_search(spec, runtime)(recipe, runtime, timing, Path(folder), progress)
+        search._total = 2
+        _, ratio, interval = search._measure(first, [second])[_id(second)]
+    return ratio, interval
 
 
 def can_tune(target: Target, spec: TuneSpec) -> str:
@@ -129,9 +160,12 @@ _Figures = tuple[float | None, float, tuple[float, float]]
 class _Choice:
     forms: Mapping[str, str]
     policy: GatePolicy
+    gates: Mapping[str, GatePolicy]
 
 
 class _Search:
+    ranked_by = ""
+
     def __init__(
         self, recipe: Recipe, target: Target, timing: TimingPlan, folder: Path, progress: Progress | None
     ) -> None:
@@ -147,29 +181,37 @@ class _Search:
         torch.manual_seed(0)
         classes = recipe.model.num_classes or _CLASSES
         self.model = build_network(recipe, classes, identity=False).eval()
+        self.pinned = recipe.quant.gate_policies
+        check_gate_paths(gate_paths(self.model), self.pinned)
         self.candidates: list[Candidate] = []
         self._start: Candidate | None = None
         self._built: dict[str, Engine] = {}
         self._done, self._total = 0, 1
 
     def run(self) -> dict[str, Any]:
-        """Try forms, then policies, then forms by size; return the fields of a `Tuning`."""
+        """Try forms, then policies, then forms by size, then policies by size; return the fields of a `Tuning`."""
         kind = self.recipe.attention.kind
         names = self._forms()
         sizes = self._gates_by_size() if self.spec.by_size and len(names) > 1 else []
+        groups = self._free_gates() if self.spec.by_gate else []
         self._total = len(names) + len(self.spec.policies) + len(sizes) * (len(names) - 1)
+        self._total += len(groups) * len(self.spec.policies)
         start = preferred_forms(self.target.name).get(kind, names[0])
-        best = _Choice({kind: start if start in names else names[0]}, self.spec.policies[0])
-        others = [_Choice({kind: name}, best.policy) for name in names if name != best.forms[kind]]
+        first = {kind: start if start in names else names[0]}
+        best = _Choice(first, self.spec.policies[0], self.pinned)
+        others = [dataclasses.replace(best, forms={kind: name}) for name in names if name != first[kind]]
         best = self._best("form", best, others)
-        others = [_Choice(best.forms, policy) for policy in self.spec.policies[1:]]
+        others = [dataclasses.replace(best, policy=policy) for policy in self.spec.policies[1:]]
         policies, best = self._policies(best, others)
         alternatives = [name for name in names if name != best.forms[kind]]
         for paths in sizes:
             tried = [
-                _Choice({**best.forms, **dict.fromkeys(paths, name)}, best.policy) for name in alternatives
+                dataclasses.replace(best, forms={**best.forms, **dict.fromkeys(paths, name)})
+                for name in alternatives
             ]
             best = self._best("size", best, tried)
+        for paths in groups:
+            self._time_policies(best, paths)
         return {"forms": dict(best.forms), "policies": policies, "candidates": self._with_start()}
 
     def _with_start(self) -> list[Candidate]:
@@ -192,6 +234,10 @@ class _Search:
                 shapes.setdefault(shape, []).append(path)
         return [shapes[shape] for shape in sorted(shapes, key=lambda s: -s[0] * s[1] * s[2])]
 
+    def _free_gates(self) -> list[list[str]]:
+        free = ([path for path in paths if path not in self.pinned] for paths in self._gates_by_size())
+        return [paths for paths in free if paths]
+
     def _best(self, stage: Stage, best: _Choice, others: Sequence[_Choice]) -> _Choice:
         """Time `others` against `best` and return the fastest."""
         measured = self._compare(best, others)
@@ -212,7 +258,19 @@ class _Search:
         order = sorted(ratios, key=ratios.__getitem__)
         for choice in others:
             self._note("policy", choice, measured[_id(choice)], kept=choice.policy == order[0])
-        return order, _Choice(best.forms, order[0])
+        return order, dataclasses.replace(best, policy=order[0])
+
+    def _time_policies(self, best: _Choice, paths: Sequence[str]) -> None:
+        """Time every other policy of some gates; what becomes of it depends on what it costs in accuracy."""
+        others = {
+            policy: dataclasses.replace(best, gates={**best.gates, **dict.fromkeys(paths, policy)})
+            for policy in self.spec.policies
+            if policy != best.policy
+        }
+        measured = self._compare(best, list(others.values()))
+        for policy, choice in others.items():
+            item = self._candidate("gate", choice, measured[_id(choice)], kept=False)
+            self.candidates.append(item.model_copy(update={"gates": dict.fromkeys(paths, policy)}))
 
     def _compare(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
         """Return (median in ms, ratio to `best`, interval) of `best` and of every other choice."""
@@ -243,7 +301,8 @@ class _Search:
         if name not in self._built:
             edge = to_edge_form(self.model, self.size, self.size, form=choice.forms, materialize=True)
             floating = export_float(edge, self.image.shape).model
-            plan = make_plan(floating, [self.image], RANGES_ONLY, gate_regions(edge, choice.policy))
+            gates = GateChoice(choice.policy, choice.gates).regions(edge)
+            plan = make_plan(floating, [self.image], RANGES_ONLY, gates)
             # Of random weights, values may be too small for float16; a trained network's are not.
             plan = plan.model_copy(update={"extents": dict.fromkeys(plan.extents, 1.0)})
             profile = cast("Profile", self.target.profile)
@@ -279,6 +338,8 @@ class _Search:
 class _CountingSearch(_Search):
     """Ranks by kernels, then by bytes moved, as the build reports them: nothing runs."""
 
+    ranked_by = "kernels, then bytes moved"
+
     def _measure(self, best: _Choice, others: Sequence[_Choice]) -> dict[str, _Figures]:
         counts = {_id(choice): self._count(choice) for choice in (best, *others)}
         base = counts[_id(best)]
@@ -297,6 +358,8 @@ class _CountingSearch(_Search):
 
 class _PlanningSearch(_Search):
     """Ranks by the parts that DLA's tables cut a network into: nothing is built, and policies do not matter."""
+
+    ranked_by = "hand-overs between DLA and GPU"
 
     def run(self) -> dict[str, Any]:
         """Plan every form."""
@@ -336,4 +399,10 @@ class _PlanningSearch(_Search):
 
 
 def _id(choice: _Choice) -> str:
-    return f"{sorted(choice.forms.items())} {choice.policy}"
+    return f"{sorted(choice.forms.items())} {choice.policy} {sorted(choice.gates.items())}"
+
+
+def _kind_of_search(spec: TuneSpec, target: Target) -> type[_Search]:
+    if spec.rank_by == "dla":
+        return _PlanningSearch
+    return _Search if target.probe().can_run else _CountingSearch

@@ -23,16 +23,17 @@ __all__ = ["Candidate", "Stage", "Tuning", "TuningStore", "tuning_key"]
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Stage = Literal["start", "form", "policy", "size"]
+Stage = Literal["start", "form", "policy", "size", "gate"]
 
 
 class Candidate(BaseModel):
     """One way to build the network, timed against the default in alternation.
 
     Attributes:
-        stage: ``"start"``, which the first ones are compared with, ``"form"``, ``"policy"`` or ``"size"``.
+        stage: ``"start"``, which the first ones are compared with, ``"form"``, ``"policy"``, ``"size"`` or ``"gate"``.
         forms: Edge form by mechanism or module path.
         policy: Gate policy.
+        gates: Module paths whose policy was another one, with that policy; the gates of one map size.
         latency_ms: Median of the whole network; None where nothing ran, and something was counted.
         ratio: Median over rounds of its latency over the latency of the best one before it; or of the counts.
         ratio_interval: 95 % bootstrap interval of `ratio`.
@@ -49,6 +50,7 @@ class Candidate(BaseModel):
     stage: Stage
     forms: dict[str, str]
     policy: GatePolicy
+    gates: dict[str, GatePolicy] = Field(default_factory=dict)
     latency_ms: Annotated[float, Field(gt=0)] | None = None
     ratio: Annotated[float, Field(gt=0)]
     ratio_interval: tuple[float, float]
@@ -144,7 +146,9 @@ def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
             "edge_form": attention.edge_form,
         },
         "policies": list(spec.policies) if spec else None,
+        "gate_policies": dict(recipe.quant.gate_policies),
         "by_size": spec.by_size if spec else None,
+        "by_gate": spec.by_gate if spec else None,
         "rank_by": spec.rank_by if spec else None,
     }
 
