@@ -52,7 +52,9 @@ class TuneSpec(BaseModel):
     @model_validator(mode="after")
     def _gates_have_a_choice(self) -> TuneSpec:
         if self.by_gate and self.rank_by == "dla":
-            raise ValueError("by_gate needs speeds, and rank_by is dla, which builds nothing: leave one of them out")
+            raise ValueError(
+                "by_gate needs speeds, and rank_by is dla, which builds nothing: leave one of them out"
+            )
         if self.by_gate and len(set(self.policies)) < 2:
             raise ValueError(
                 f"by_gate chooses among policies, which is only {self.policies[0]}: name another one, or leave it out"

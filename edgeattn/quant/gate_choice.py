@@ -43,7 +43,9 @@ class _State:
     before: _State | None
 
 
-def choose_options(gates: Sequence[Sequence[GateOption]], budget: float = 1.0) -> tuple[GateOption, ...] | None:
+def choose_options(
+    gates: Sequence[Sequence[GateOption]], budget: float = 1.0
+) -> tuple[GateOption, ...] | None:
     """Return an option for each gate: least time with costs that sum to at most `budget`.
 
     Exact: assignments to the first gates are dropped only where another one is no slower, no further from the default

@@ -29,7 +29,7 @@ from edgeattn.quant.ptq import make_plan
 from edgeattn.targets import get_target, load_engine, save_engine
 from edgeattn.targets.base import Availability
 from edgeattn.targets.ort_cpu import OrtCpu
-from tests.export.export_networks import SHAPE, make_edge, make_images
+from export_networks import SHAPE, make_edge, make_images
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
