@@ -14,6 +14,8 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from onnx import ModelProto
+from torch import nn
 
 from edgeattn.attention import attentions
 from edgeattn.attention.base import EdgeForm
@@ -80,6 +82,7 @@ class TimingSearch:
         self.candidates: list[Candidate] = []
         self._start: Candidate | None = None
         self._built: dict[str, Engine] = {}
+        self._exports: dict[str, tuple[nn.Module, ModelProto]] = {}
         self._done, self._total = 0, 2
 
     def run(self) -> dict[str, Any]:
@@ -196,8 +199,7 @@ class TimingSearch:
     def _build(self, choice: Choice) -> Engine:
         name = choice_id(choice)
         if name not in self._built:
-            edge = to_edge_form(self.model, self.size, self.size, form=choice.forms, materialize=True)
-            floating = export_float(edge, self.image.shape).model
+            edge, floating = self._export(choice.forms)
             gates = GateChoice(choice.policy, choice.gates).regions(edge)
             plan = make_plan(floating, [self.image], RANGES_ONLY, gates)
             # Of random weights, values may be too small for float16; a trained network's are not.
@@ -212,6 +214,14 @@ class TimingSearch:
         if self.progress:
             self.progress.update("tune", min(self._done, self._total), self._total)
         return self._built[name]
+
+    def _export(self, forms: Mapping[str, str]) -> tuple[nn.Module, ModelProto]:
+        """Return the edge form and its float graph, which all policies share."""
+        name = f"{sorted(forms.items())}"
+        if name not in self._exports:
+            edge = to_edge_form(self.model, self.size, self.size, form=forms, materialize=True)
+            self._exports[name] = edge, export_float(edge, self.image.shape).model
+        return self._exports[name]
 
     def _note(self, stage: Stage, choice: Choice, measured: _Figures, *, kept: bool) -> None:
         self.candidates.append(self._candidate(stage, choice, measured, kept=kept))

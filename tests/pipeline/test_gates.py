@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
-from export_networks import SHAPE, make_edge, make_images
+import torch
+from torch import nn
 from typer.testing import CliRunner
 
 from edgeattn import load_recipe, run_recipe
+from edgeattn.attention import create_attention
 from edgeattn.cli import app
 from edgeattn.errors import RecipeError
 from edgeattn.export.float_onnx import export_float
+from edgeattn.models import to_edge_form
 from edgeattn.pipeline_bounds import CalibrationBounds
 from edgeattn.pipeline_gates import Quantizable, choose_gates
 from edgeattn.pipeline_tune import tune
@@ -39,10 +44,44 @@ def recipe(*overrides: str) -> Recipe:
     return load_recipe(RECIPE, [*SMALL, "tune={by_gate: true}", *overrides])
 
 
+SIZE = 16
+SHAPE = (1, 3, SIZE, SIZE)
+
+
+class Net(nn.Module):
+    """Three gates behind convolutions, two of Coordinate Attention and one of ECA."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        for ins, outs, kind in ((3, 8, "coord"), (8, 16, "eca"), (16, 16, "coord")):
+            block = OrderedDict(
+                conv=nn.Conv2d(ins, outs, 3, stride=2, padding=1),
+                act=nn.ReLU6(),
+                attention=create_attention(kind, outs),
+            )
+            layers.append(nn.Sequential(block))
+        self.features = nn.Sequential(*layers)
+        self.pool = nn.AdaptiveAvgPool2d(1)
+        self.head = nn.Linear(16, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(torch.flatten(self.pool(self.features(x)), 1))
+
+
 @functools.cache
-def network(kind: str = "coord") -> Quantizable:
-    edge = make_edge(kind, materialize=True)
-    images = make_images(32)
+def network() -> Quantizable:
+    torch.manual_seed(0)
+    model = Net().eval()
+    with torch.no_grad():
+        for layer in model.features:
+            for parameter in layer.attention.parameters():
+                # Gates that are steep make errors inside them matter.
+                parameter.mul_(12)
+        model.head.bias.zero_()
+    edge = to_edge_form(model, SIZE, SIZE, materialize=True)
+    random = np.random.default_rng(0)
+    images = [(random.standard_normal(SHAPE) * random.uniform(0.2, 3)).astype(np.float32) for _ in range(32)]
     return Quantizable(edge, export_float(edge, SHAPE), images, "noise", QUICK, ("u8",))
 
 
