@@ -256,6 +256,7 @@ def bench(
         "edgeattn tune recipes/quickstart.yaml",
         "edgeattn tune recipes/quickstart.yaml --target openvino-cpu --threads 2 --again",
         "edgeattn tune recipes/sign_digits_mobilenetv2_eca.yaml --target tensorrt-rtx",
+        "edgeattn tune recipes/quickstart.yaml --set tune={by_gate: true} --run-folder runs/quickstart",
         "edgeattn tune recipes/sign_digits_mobilenetv2_eca.yaml --target jetson-ssh --rank-by dla",
         "edgeattn run recipes/quickstart.yaml --set tune={}   # tunes if needed, builds what is fastest",
     )
@@ -274,13 +275,21 @@ def tune(
         Literal["speed", "dla"] | None,
         typer.Option(help="dla: fewest hand-overs between DLA and GPU; default the recipe's tune.rank_by."),
     ] = None,
+    run_folder: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN",
+            help="With tune.by_gate: a run of the recipe, whose trained network tells what each gate costs.",
+        ),
+    ] = None,
     again: Annotated[bool, typer.Option(help="Measure even if this machine has an answer.")] = False,
     as_json: JsonOption = False,
 ) -> None:
     """Find the fastest exact forms of a recipe's attention here.
 
     Forms do not change the network's function. Gate policies do, so they are only put in order of speed;
-    a run with tune takes the fastest that keeps accept.agreement_min. What is found is kept for this
+    a run with tune takes the fastest that keeps accept.agreement_min, and with tune.by_gate the fastest mix.
+    What is found is kept for this
     machine, runtime and network, and reused. Where no device is, tensorrt-rtx ranks by the kernels that it builds.
     """
     changes = list(overrides or ())
@@ -289,7 +298,7 @@ def tune(
         spec = request.tune.model_dump(mode="json") if request.tune else {}
         request = load_request(recipe, [*changes, f"tune={json.dumps({**spec, 'rank_by': rank_by})}"])
 
-    from edgeattn.cli_output import print_json, print_tuning
+    from edgeattn.cli_output import print_gates, print_json, print_tuning
     from edgeattn.extras import require
     from edgeattn.progress import make_progress
 
@@ -298,12 +307,24 @@ def tune(
     from edgeattn.pipeline_tune_store import TuningStore
 
     store = TuningStore()
+    gates = None
     with make_progress() as progress:
         tuning = search(request, target=target, threads=threads, again=again, store=store, progress=progress)
+        if run_folder is not None:
+            from edgeattn.pipeline_gates import gates_of_run
+
+            gates = gates_of_run(request, run_folder, tuning, again=again, store=store, progress=progress)
     if as_json:
-        print_json(tuning.model_dump(mode="json"))
-    else:
-        print_tuning(tuning.model_dump(), store.path(tuning.key))
+        both = (
+            {"tuning": tuning.model_dump(mode="json"), "gates": gates.model_dump(mode="json")}
+            if gates
+            else None
+        )
+        print_json(both or tuning.model_dump(mode="json"))
+        return
+    print_tuning(tuning.model_dump(), store.path(tuning.key))
+    if gates is not None:
+        print_gates(gates.model_dump(), store.path(gates.key))
 
 
 app.command(epilog=PROFILE_EXAMPLES)(profile)

@@ -11,17 +11,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections.abc import Callable, Sequence
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from edgeattn.data import CalibrationSet
+from edgeattn.data import CalibrationSet, load_calibration, load_dataset
+from edgeattn.errors import RecipeError
 from edgeattn.export.fake_quant import fixed_biases
-from edgeattn.export.float_onnx import FloatExport
+from edgeattn.export.float_onnx import FloatExport, export_float
+from edgeattn.models import load_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_bounds import CalibrationBounds, agreement_of, calibration_config, noise_of, sqnr_of
+from edgeattn.pipeline_float import build_network
 from edgeattn.pipeline_tune import compare_gates
 from edgeattn.pipeline_tune_store import GateRecord, GateRow, GateTrial, PolicyCost, Tuning, TuningStore
 from edgeattn.progress import Progress
@@ -34,8 +38,9 @@ from edgeattn.quant.ptq import make_plan
 from edgeattn.quant.sensitivity import measure_gate_noise
 from edgeattn.quant.simulation import PlanMeter
 from edgeattn.recipe import Recipe
+from edgeattn.targets import get_target
 
-__all__ = ["GateTimer", "Quantizable", "choose_gates", "gate_choices", "quantizable"]
+__all__ = ["GateTimer", "Quantizable", "choose_gates", "gate_choices", "gates_of_run", "quantizable"]
 
 COST_IMAGES = 16
 TRIES = 3
@@ -103,6 +108,55 @@ def gate_choices(
     record = choose_gates(recipe, tuning, network, progress=progress)
     progress.note(f"tune: {record.why}")
     return [GateChoice(record.policy, record.gates)], record
+
+
+def gates_of_run(
+    recipe: Recipe,
+    folder: Path,
+    tuning: Tuning,
+    *,
+    again: bool = False,
+    store: TuningStore | None = None,
+    progress: Progress | None = None,
+) -> GateRecord:
+    """Return the policies of the trained network that a run left in its folder; see `choose_gates`.
+
+    Args:
+        recipe: Of the run.
+        folder: Of the run, with its ``float.safetensors``; without one, ``model.weights`` are taken.
+        tuning: As for `choose_gates`.
+        again: As for `choose_gates`.
+        store: As for `choose_gates`.
+        progress: As for `choose_gates`.
+
+    Raises:
+        RecipeError: If the recipe does not ask for policies by gate.
+        ModelError: If the weights are missing, or are not those of the recipe's network.
+    """
+    if recipe.tune is None or not recipe.tune.by_gate:
+        raise RecipeError(
+            "Policies by gate are not asked for: set tune.by_gate to true, or leave the run out."
+        )
+    if recipe.train is None and recipe.model.weights is not None:
+        weights, strict = recipe.model.weights, False
+    else:
+        weights, strict = folder / "float.safetensors", True
+    splits = load_dataset(recipe.data, Path())
+    network = build_network(recipe, recipe.model.num_classes or splits.num_classes, identity=False).eval()
+    load_weights(network, weights, strict=strict)
+    size = recipe.data.preprocess.size
+    shares = recipe.quant.mode == "qat"
+    edge = to_edge_form(network.eval(), size, size, form=tuning.forms, materialize=not shares)
+    calibration = load_calibration(recipe.calibration, splits, recipe.data.preprocess)
+    names = dict.fromkeys(get_target(name).profile for name in recipe.targets)
+    found = quantizable(
+        recipe,
+        edge,
+        export_float(edge, (1, 3, size, size)),
+        calibration,
+        cast("Sequence[Profile]", tuple(names)),
+    )
+    return choose_gates(recipe, tuning, found, again=again, store=store, progress=progress)
 
 
 def choose_gates(
