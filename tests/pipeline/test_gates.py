@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,8 @@ from edgeattn.cli import app
 from edgeattn.errors import RecipeError
 from edgeattn.export.float_onnx import export_float
 from edgeattn.pipeline_bounds import CalibrationBounds
-from edgeattn.pipeline_gates import Quantizable, choose_gates
+from edgeattn.pipeline_gate_search import Quantizable
+from edgeattn.pipeline_gates import choose_gates
 from edgeattn.pipeline_tune import tune
 from edgeattn.pipeline_tune_store import Candidate, GateRecord, Tuning, TuningStore
 from edgeattn.quant.config import GatePolicy, PtqConfig
@@ -202,20 +204,23 @@ def test_a_search_without_a_choice_is_refused(spec: str, said: str) -> None:
         load_recipe(RECIPE, [*SMALL, f"tune={spec}"])
 
 
+RUN = (
+    "attention={kind: eca, where: [features.3.conv, features.4.conv, features.8.conv]}",
+    "quant.ptq={tuning_steps: 0, nncf: false, importance: false}",
+    "tune={by_gate: true, policies: [int8, float]}",
+    "accept.sqnr_db_min=10",
+    "measure.limit=8",
+    "measure.quick=true",
+)
+
+
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Recipe, Path, Any]:
     """A run that searches for policies by gate, with the time of gates measured briefly before."""
     folder = tmp_path_factory.mktemp("run")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("EDGEATTN_CACHE", str(folder / "cache"))
-        asked = recipe(
-            "attention={kind: eca, where: [features.3.conv, features.4.conv, features.8.conv]}",
-            "quant.ptq={tuning_steps: 0, nncf: false, importance: false}",
-            "tune={by_gate: true, policies: [int8, float]}",
-            "accept.sqnr_db_min=10",
-            "measure.limit=8",
-            "measure.quick=true",
-        )
+        asked = recipe(*RUN)
         tune(asked, timing=BRIEF)
         report = run_recipe(asked, folder / "run")
     return asked, folder, report
@@ -243,3 +248,25 @@ def test_a_run_builds_what_the_search_found(run: tuple[Recipe, Path, Any]) -> No
     assert len(search["rows"]) == 3
     assert search["trials"]
     assert report.targets["ort-cpu"].status == "ok"
+
+
+@pytest.mark.slow
+def test_the_command_shows_what_the_run_found(
+    run: tuple[Recipe, Path, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the store: it asks for the same network, calibration and bounds."""
+    _, folder, report = run
+    monkeypatch.setenv("EDGEATTN_CACHE", str(folder / "cache"))
+    before = sorted((folder / "cache" / "tuning").iterdir())
+    arguments = ["tune", str(RECIPE), "--run", str(folder / "run")]
+    for change in (*SMALL, *RUN):
+        arguments += ["--set", change]
+    as_json = CliRunner().invoke(app, [*arguments, "--json"])
+    assert as_json.exit_code == 0, as_json.output
+    found = json.loads(as_json.stdout)["gates"]
+    assert {key: found[key] for key in report.quant["gate_search"]} == report.quant["gate_search"]
+    assert sorted((folder / "cache" / "tuning").iterdir()) == before
+    text = " ".join(CliRunner().invoke(app, arguments).output.split())
+    for row in found["rows"]:
+        assert row["module"] in text
+    assert found["why"] in text
