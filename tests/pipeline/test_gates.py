@@ -205,7 +205,7 @@ def test_a_search_without_a_choice_is_refused(spec: str, said: str) -> None:
 
 
 RUN = (
-    "attention={kind: eca, where: [features.3.conv, features.4.conv, features.8.conv]}",
+    "attention={kind: eca, where: [features.3.conv, features.8.conv, features.9.conv]}",
     "quant.ptq={tuning_steps: 0, nncf: false, importance: false}",
     "tune={by_gate: true, policies: [int8, float]}",
     "accept.sqnr_db_min=10",
