@@ -189,7 +189,10 @@ def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
             ratio = f"{item['ratio']:.3f}"
         cost = f"{item['latency_ms']:.3f}" if timed else str(item["kernels"])
         moved = () if timed else (f"{item['bytes_moved'] / 1024:.0f}",)
-        rows.append((item["stage"], _forms(item["forms"]), item["policy"], cost, *moved, ratio, kept))
+        gates = item["policy"]
+        if item["gates"]:
+            gates = f"{_counted(len(item['gates']), 'gate')} {next(iter(item['gates'].values()))}"
+        rows.append((item["stage"], _forms(item["forms"]), gates, cost, *moved, ratio, kept))
     counted = "ranked_by" in tuning["key"]
     cost_header = ("kernels", "KiB moved") if counted else ("p50 ms",)
     ratio_header = "ratio to the best before" + ("" if counted else " (95 % interval)")
@@ -209,6 +212,48 @@ def print_tuning(tuning: Mapping[str, Any], path: Path) -> None:
     )
     print_line(console, f"gate policies from the fastest on: {', '.join(tuning['policies'])}")
     print_line(console, str(path))
+
+
+def print_gates(record: Mapping[str, Any], path: Path) -> None:
+    """Print the policy of every gate, what it gains in time, and what it costs in accuracy."""
+    console = open_console()
+    profiles = list(record["trials"][0]["sqnr_db"])
+    rows = []
+    for row in record["rows"]:
+        for option in row["options"]:
+            low, high = option["time_interval"]
+            time = (
+                f"{option['time']:+.2%} ({low:+.2%} to {high:+.2%})" if low < high or option["time"] else "-"
+            )
+            costs = [_decibels(option["noise"][profile]) for profile in profiles]
+            taken = ("recipe" if row["pinned"] else "yes") if option["policy"] == row["policy"] else ""
+            rows.append((row["module"], option["policy"], time, *costs, taken))
+    alone = (f"SQNR dB of it alone, {profile}" for profile in profiles)
+    print_table(console, ("gate", "policy", "time (95 % interval)", *alone, "taken"), rows, left=2)
+    rows = [
+        (
+            f"{trial['policy']}, {_counted(len(trial['gates']), 'gate')} otherwise"
+            if trial["gates"]
+            else trial["policy"],
+            *(f"{trial['agreement'][profile]:.2%}" for profile in profiles),
+            *(f"{trial['sqnr_db'][profile]:.1f}" for profile in profiles),
+            "yes" if trial["keeps"] else "no",
+        )
+        for trial in record["trials"]
+    ]
+    measured = [f"{what}, {profile}" for what in ("agreement", "SQNR dB") for profile in profiles]
+    print_table(
+        console, ("measured on half of the calibration images", *measured, "keeps bounds"), rows, left=1
+    )
+    if record["ratio"] is not None:
+        low, high = record["ratio_interval"]
+        print_line(console, f"the mix takes {record['ratio']:.3f} of the time ({low:.3f} to {high:.3f})")
+    print_line(console, record["why"])
+    print_line(console, str(path))
+
+
+def _decibels(noise: float) -> str:
+    return f"{-10 * math.log10(noise):.1f}" if noise > 0 else "no error"
 
 
 def _print_dla_tuning(console: Console, tuning: Mapping[str, Any], path: Path) -> None:

@@ -127,7 +127,7 @@ def _tune_steps(recipe: Recipe) -> tuple[Step, ...]:
     name, kind = recipe.targets[0], recipe.attention.kind
     target = get_target(name)
     here = target.probe()
-    policies = f" and {len(recipe.tune.policies)} policies"
+    policies = f" and {len(recipe.tune.policies)} policies{' for each gate' if recipe.tune.by_gate else ''}"
     if recipe.tune.rank_by == "dla":
         return (
             Step("tune", f"plan the exact forms of {kind} for DLA", "" if kind != "none" else _NO_ATTENTION),

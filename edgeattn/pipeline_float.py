@@ -15,10 +15,11 @@ from edgeattn.errors import ModelError, RecipeError
 from edgeattn.models import create_model, insert_attention, load_weights, replace_convolutions, save_weights
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
+from edgeattn.quant.gates import check_gate_paths, gate_paths
 from edgeattn.recipe import Recipe
 from edgeattn.train import TrainResult, fit
 
-__all__ = ["FloatStage", "StageProgress", "build_network", "history_of"]
+__all__ = ["FloatStage", "StageProgress", "build_network", "check_recipe_gates", "history_of"]
 
 
 def build_network(recipe: Recipe, num_classes: int, *, identity: bool) -> nn.Module:
@@ -61,6 +62,17 @@ def add_attention(model: nn.Module, recipe: Recipe, *, identity: bool) -> nn.Mod
         return insert_attention(model, attention.kind, where=where, identity=identity, **options)
     except TypeError as exc:
         raise RecipeError(f"attention.options: {exc}") from exc
+
+
+def check_recipe_gates(recipe: Recipe) -> None:
+    """Refuse policies of modules that a recipe's network does not have, before anything is loaded or trained.
+
+    Raises:
+        RecipeError: If ``quant.gate_policies`` names what is no attention module; with the closest ones.
+    """
+    if recipe.quant.gate_policies:
+        network = build_network(recipe, 2, identity=False)
+        check_gate_paths(gate_paths(network), recipe.quant.gate_policies)
 
 
 class FloatStage:

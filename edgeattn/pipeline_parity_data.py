@@ -135,7 +135,8 @@ def load_parity_data(
     preprocess = run.spec.preprocess if run is not None else _usual(shape)
     if own is not None:
         sets: tuple[ImageSet, ...] = (own.validation,)
-        labelled, seen_sets = True, (own.train,)
+        seen_sets: tuple[ImageSet, ...] = (own.train,)
+        labelled = True
         source = (
             f"{own.spec.root.name if own.spec and own.spec.root else 'digits'}: validation split of the run"
         )

@@ -33,15 +33,17 @@ from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure import wilson_interval
 from edgeattn.models import load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
-from edgeattn.pipeline_float import FloatStage, StageProgress, history_of
+from edgeattn.pipeline_bounds import CalibrationBounds, calibration_config
+from edgeattn.pipeline_float import FloatStage, StageProgress, check_recipe_gates, history_of
+from edgeattn.pipeline_gates import gate_choices, quantizable
 from edgeattn.pipeline_layers import domain_result, layer_results
 from edgeattn.pipeline_sensitivity import sensitivity_results
-from edgeattn.pipeline_tune_store import Tuning
+from edgeattn.pipeline_tune_store import GateRecord, Tuning
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress
 from edgeattn.quant.apply import apply_plan_constants
-from edgeattn.quant.config import GatePolicy, PtqConfig
-from edgeattn.quant.gates import gate_regions
+from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.gates import GateChoice
 from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.ptq import fit_to_kernels, make_plan
@@ -105,10 +107,12 @@ class _Preparation:
             torch.set_num_threads(1)
         self.training: list[dict[str, Any]] = []
         self.checks: dict[str, Any] = {}
-        self.policy: GatePolicy = recipe.quant.gate_policy
+        self.gates = GateChoice(recipe.quant.gate_policy, recipe.quant.gate_policies)
+        self.searched: GateRecord | None = None
 
     def run(self, profiles: Sequence[str]) -> Prepared:
         recipe = self.recipe
+        check_recipe_gates(recipe)
         splits = load_dataset(recipe.data, Path(), self._counter("data"))
         measured = splits.validation
         if recipe.measure.limit is not None:
@@ -122,7 +126,6 @@ class _Preparation:
         # The plan belongs to one form: the first target decides which is the fastest.
         tuning = self._tune()
         form = tuning.forms if tuning else recipe.attention.edge_form or preferred_forms(recipe.targets[0])
-        policies = tuning.policies if tuning else [recipe.quant.gate_policy]
         # Training needs the float form's own Parameters; without it, every weight may be adjusted.
         shares = recipe.quant.mode == "qat"
         edge = to_edge_form(model, self.size, self.size, form=form, materialize=not shares)
@@ -130,7 +133,9 @@ class _Preparation:
         reference, result = _evaluate_float(model, measured, images)
         calibration = self._calibration(splits)
         emitted = cast("Sequence[Profile]", profiles)
-        quantized = self._quantize(edge, model, export, calibration, splits, policies, emitted)
+        network = quantizable(recipe, edge, export, calibration, emitted)
+        choices, self.searched = gate_choices(recipe, tuning, network, self.progress)
+        quantized = self._quantize(edge, model, export, calibration, splits, choices, emitted)
         qdq, layers = self._emit(quantized, calibration, emitted)
         sensitivity = self._sensitivity(quantized, calibration, emitted)
         return Prepared(
@@ -170,41 +175,43 @@ class _Preparation:
         export: FloatExport,
         calibration: CalibrationSet,
         splits: DataSplits,
-        policies: Sequence[GatePolicy],
+        choices: Sequence[GateChoice],
         profiles: Sequence[Profile],
     ) -> _Quantized:
         recipe, folder = self.recipe, self.space.folder
         images = list(calibration.batches(1))
-        ptq = recipe.quant.ptq
-        if recipe.quant.mode == "qat":
-            # Training tunes biases, and everything else, better than calibration can.
-            ptq = ptq.model_copy(update={"tuning_steps": 0, "bias_correction": False})
+        ptq = calibration_config(recipe)
         key: dict[str, Any] = {
             "version": edgeattn.__version__,
             "graph": sha256_of_file(folder / "model.fp32.onnx"),
             "calibration": calibration.fingerprint,
             "ptq": ptq.model_dump(mode="json"),
             "mode": recipe.quant.mode,
-            "gates": [gate.prefix for gate in gate_regions(edge, policies[0])],
-            "policies": list(policies),
-            "accept": recipe.accept.model_dump(mode="json") if len(policies) > 1 else None,
-            "profiles": list(profiles) if len(policies) > 1 else None,
+            "gates": [gate.prefix for gate in choices[0].regions(edge)],
+            "policies": [choice.policy for choice in choices],
+            **({"gate_policies": dict(choices[0].by_module)} if choices[0].by_module else {}),
+            "accept": recipe.accept.model_dump(mode="json") if len(choices) > 1 else None,
+            "profiles": list(profiles) if len(choices) > 1 else None,
         }
+        bounds = CalibrationBounds.of(recipe.accept, profiles)
+
+        def slack(plan: QuantPlan) -> float:
+            return bounds.slack(next(step for step in reversed(plan.ladder) if step.kept))
 
         def calibrate() -> dict[str, Any]:
-            made = [self._plan(edge, export, images, ptq, policies[0])]
-            for policy in policies[1:]:
-                if self._slack(made[-1], profiles) >= 0:
+            made = [self._plan(edge, export, images, ptq, choices[0])]
+            for choice in choices[1:]:
+                if slack(made[-1]) >= 0:
                     break
-                made.append(self._plan(edge, export, images, ptq, policy))
+                made.append(self._plan(edge, export, images, ptq, choice))
             # The last one where it keeps the bounds; where none does, the nearest, the fastest of equals.
-            chosen = max(range(len(made)), key=lambda i: (self._slack(made[i], profiles), -i))
+            chosen = max(range(len(made)), key=lambda i: (slack(made[i]), -i))
             made[chosen].save(folder / "plan.ptq.json")
-            return {"policy": policies[chosen]}
+            return {"policy": choices[chosen].policy}
 
         done = self.space.run("ptq", key, ["plan.ptq.json"], calibrate)
-        self.policy = done["policy"]
-        gates = gate_regions(edge, self.policy)
+        self.gates = next(choice for choice in choices if choice.policy == done["policy"])
+        gates = self.gates.regions(edge)
         plan = QuantPlan.load(folder / "plan.ptq.json")
         if recipe.quant.mode == "ptq":
             plan.save(folder / "plan.json")
@@ -302,7 +309,7 @@ class _Preparation:
         count = min(self.recipe.measure.sensitivity_images, len(calibration))
         every = len(calibration) // count if count else 1
         images = [image for index, image in enumerate(calibration.batches(1)) if index % every == 0][:count]
-        gates = gate_regions(quantized.module, self.policy)
+        gates = self.gates.regions(quantized.module)
         model = quantized.export.model
         return {
             profile: sensitivity_results(
@@ -331,23 +338,10 @@ class _Preparation:
         export: FloatExport,
         images: Sequence[NDArray[np.float32]],
         ptq: PtqConfig,
-        policy: GatePolicy,
+        choice: GateChoice,
     ) -> QuantPlan:
-        return make_plan(
-            export.model,
-            images,
-            ptq,
-            gate_regions(edge, policy),
-            self._counter("ptq"),
-            fixed_constants(edge, export),
-        )
-
-    def _slack(self, plan: QuantPlan, profiles: Sequence[Profile]) -> float:
-        """Return by how much a plan keeps the bounds on agreement; below 0 where it misses one."""
-        accept = self.recipe.accept
-        u8 = accept.agreement_min if accept.agreement_min is not None else 0.0
-        bounds = {"u8": u8, "s8": accept.s8_agreement_min if accept.s8_agreement_min is not None else u8}
-        return min(_agreement(plan, profile) - bounds[profile] for profile in profiles)
+        regions, fixed = choice.regions(edge), fixed_constants(edge, export)
+        return make_plan(export.model, images, ptq, regions, self._counter("ptq"), fixed)
 
     def _counter(self, stage: str) -> Callable[[int, int], None]:
         def count(done: int, total: int) -> None:
@@ -358,7 +352,9 @@ class _Preparation:
     def _summary(self, edge: nn.Module, plan: QuantPlan, calibration: CalibrationSet) -> dict[str, Any]:
         return {
             "method": plan.method,
-            "gate_policy": self.policy,
+            "gate_policy": self.gates.policy,
+            "gate_policies": dict(self.gates.by_module),
+            "gate_search": self.searched.model_dump(mode="json", exclude={"key"}) if self.searched else None,
             "edge_forms": {
                 path: module.form for path, module in edge.named_modules() if isinstance(module, EdgeForm)
             },
@@ -390,9 +386,3 @@ def _evaluate_float(
     return result.logits, Fp32Result(
         top1=result.top1, n=result.n, top1_interval=wilson_interval(hits, result.n)
     )
-
-
-def _agreement(plan: QuantPlan, profile: Profile) -> float:
-    """Return a profile's agreement on calibration images, as the plan was kept."""
-    last = next(step for step in reversed(plan.ladder) if step.kept)
-    return last.agreement_u8 if profile == "u8" else last.agreement_s8

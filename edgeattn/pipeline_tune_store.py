@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -15,24 +15,36 @@ from edgeattn.artifact import read_json, write_json
 from edgeattn.errors import ArtifactError
 from edgeattn.measure.environment import describe_environment
 from edgeattn.quant.config import GatePolicy
+from edgeattn.quant.plan import Profile
 from edgeattn.recipe import Recipe
 from edgeattn.targets import Target, device_of
 
-__all__ = ["Candidate", "Stage", "Tuning", "TuningStore", "tuning_key"]
+__all__ = [
+    "Candidate",
+    "GateRecord",
+    "GateRow",
+    "GateTrial",
+    "PolicyCost",
+    "Stage",
+    "Tuning",
+    "TuningStore",
+    "tuning_key",
+]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-Stage = Literal["start", "form", "policy", "size"]
+Stage = Literal["start", "form", "policy", "size", "gate"]
 
 
 class Candidate(BaseModel):
     """One way to build the network, timed against the default in alternation.
 
     Attributes:
-        stage: ``"start"``, which the first ones are compared with, ``"form"``, ``"policy"`` or ``"size"``.
+        stage: ``"start"``, which the first ones are compared with, ``"form"``, ``"policy"``, ``"size"`` or ``"gate"``.
         forms: Edge form by mechanism or module path.
         policy: Gate policy.
+        gates: Module paths whose policy was another one, with that policy; the gates of one map size.
         latency_ms: Median of the whole network; None where nothing ran, and something was counted.
         ratio: Median over rounds of its latency over the latency of the best one before it; or of the counts.
         ratio_interval: 95 % bootstrap interval of `ratio`.
@@ -49,6 +61,7 @@ class Candidate(BaseModel):
     stage: Stage
     forms: dict[str, str]
     policy: GatePolicy
+    gates: dict[str, GatePolicy] = Field(default_factory=dict)
     latency_ms: Annotated[float, Field(gt=0)] | None = None
     ratio: Annotated[float, Field(gt=0)]
     ratio_interval: tuple[float, float]
@@ -79,6 +92,93 @@ class Tuning(BaseModel):
     candidates: list[Candidate]
 
 
+class PolicyCost(BaseModel):
+    """What a policy would change at one gate.
+
+    Attributes:
+        policy: The policy.
+        time: Change of the network's latency, as a share of it, against the default policy; below 0 is faster. A
+            like part of what all gates of that map size change together.
+        time_interval: 95 % interval of `time`; one that holds 0 counts as none.
+        noise: By profile, power of the logits' error over the power of the logits, with only this gate quantized.
+    """
+
+    model_config = _STRICT
+
+    policy: GatePolicy
+    time: float
+    time_interval: tuple[float, float]
+    noise: dict[Profile, Annotated[float, Field(ge=0)]]
+
+
+class GateRow(BaseModel):
+    """One gate, with the policy that it takes.
+
+    Attributes:
+        module: Path of the attention module.
+        policy: What it takes.
+        pinned: Whether the recipe says so.
+        options: What each policy costs, the default first.
+    """
+
+    model_config = _STRICT
+
+    module: str
+    policy: GatePolicy
+    pinned: bool
+    options: list[PolicyCost]
+
+
+class GateTrial(BaseModel):
+    """An assignment that was calibrated on one half of the calibration images and measured on the other.
+
+    Attributes:
+        policy: Of the gates that `gates` does not name.
+        gates: Policy by module path.
+        agreement: By profile, the share of images with the float network's answer.
+        sqnr_db: By profile, of the logits.
+        keeps: Whether the bounds are kept.
+    """
+
+    model_config = _STRICT
+
+    policy: GatePolicy
+    gates: dict[str, GatePolicy]
+    agreement: dict[Profile, float]
+    sqnr_db: dict[Profile, float]
+    keeps: bool
+
+
+class GateRecord(BaseModel):
+    """Which policy each gate of a trained network takes, and why.
+
+    Attributes:
+        key: What it holds for: a tuning's key, its times, the network's graph, calibration and bounds.
+        policy: Of the gates that `gates` does not name.
+        gates: Policy by module path.
+        rows: Every gate, in the network's order.
+        trials: What was calibrated and measured, in order; the last one of whole policies is the fallback.
+        ratio: Latency of the mix over that of one policy for all, timed in alternation; None where no mix was.
+        ratio_interval: 95 % interval of `ratio`.
+        why: Why a mix was taken, or was not.
+    """
+
+    model_config = _STRICT
+
+    version: Literal[1] = 1
+    key: dict[str, Any]
+    policy: GatePolicy
+    gates: dict[str, GatePolicy]
+    rows: list[GateRow]
+    trials: list[GateTrial]
+    ratio: float | None = None
+    ratio_interval: tuple[float, float] | None = None
+    why: str
+
+
+_Record = TypeVar("_Record", Tuning, GateRecord)
+
+
 class TuningStore:
     """Tunings as JSON files in a folder, one for each key.
 
@@ -100,21 +200,32 @@ class TuningStore:
         Raises:
             ArtifactError: If the file is not a tuning, or another key's.
         """
+        return self._load(key, Tuning)
+
+    def load_gates(self, key: dict[str, Any]) -> GateRecord | None:
+        """Return what was chosen for the gates of one trained network; None if there is none.
+
+        Raises:
+            ArtifactError: If the file is not such a record, or another key's.
+        """
+        return self._load(key, GateRecord)
+
+    def save(self, record: Tuning | GateRecord) -> Path:
+        """Keep a record, whole or not at all; return its file."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return write_json(self.path(record.key), record.model_dump(mode="json"))
+
+    def _load(self, key: dict[str, Any], kind: type[_Record]) -> _Record | None:
         path = self.path(key)
         if not path.exists():
             return None
         try:
-            tuning = Tuning.model_validate(read_json(path))
+            record = kind.model_validate(read_json(path))
         except ValidationError as exc:
             raise ArtifactError(f"{path} is not a record of tuning. Delete it to tune again.") from exc
-        if tuning.key != key:
+        if record.key != key:
             raise ArtifactError(f"{path} was made for another network. Delete it to tune again.")
-        return tuning
-
-    def save(self, tuning: Tuning) -> Path:
-        """Keep a tuning, whole or not at all; return its file."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        return write_json(self.path(tuning.key), tuning.model_dump(mode="json"))
+        return record
 
 
 def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
@@ -144,7 +255,9 @@ def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
             "edge_form": attention.edge_form,
         },
         "policies": list(spec.policies) if spec else None,
+        "gate_policies": dict(recipe.quant.gate_policies),
         "by_size": spec.by_size if spec else None,
+        "by_gate": spec.by_gate if spec else None,
         "rank_by": spec.rank_by if spec else None,
     }
 

@@ -19,8 +19,9 @@ from pydantic import model_validator as _model_validator
 from edgeattn.data.spec import DataSpec
 from edgeattn.errors import RecipeError, close_matches_hint
 from edgeattn.models import architectures
-from edgeattn.quant.config import GatePolicy, QuantConfig
+from edgeattn.quant.config import QuantConfig
 from edgeattn.recipe_errors import explain
+from edgeattn.recipe_tune import TuneSpec
 from edgeattn.recipe_yaml import Located, apply_override, parse_yaml
 from edgeattn.train.config import TrainConfig
 
@@ -30,6 +31,7 @@ __all__ = [
     "MeasureSpec",
     "ModelSpec",
     "Recipe",
+    "TuneSpec",
     "load_recipe",
     "recipe_schema",
 ]
@@ -162,37 +164,6 @@ class AttentionSpec(BaseModel):
         except ImportError:
             return False
         return self.kind in attentions and attentions.get(self.kind).contract == "convolution"
-
-
-class TuneSpec(BaseModel):
-    """Let measurements on the first target choose edge forms and gate policy.
-
-    What was found is kept in the user's cache for this machine and runtime, and the next run reuses it.
-    """
-
-    model_config = _FROZEN
-
-    policies: Annotated[
-        tuple[GatePolicy, ...],
-        Field(
-            min_length=1,
-            description="Policies to try. The fastest that keeps accept.agreement_min on calibration images "
-            "is taken.",
-        ),
-    ] = ("int8", "fixed", "float")
-    by_size: Annotated[
-        bool,
-        Field(
-            description="Also let gates on maps of different sizes take different forms: some minutes more."
-        ),
-    ] = False
-    rank_by: Annotated[
-        Literal["speed", "dla"],
-        Field(
-            description="speed: time, or where nothing can run the kernels of a build. dla: fewest hand-overs between "
-            "a Jetson's deep learning accelerator and its GPU, by NVIDIA's tables; nothing is built."
-        ),
-    ] = "speed"
 
 
 class MeasureSpec(BaseModel):

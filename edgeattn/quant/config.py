@@ -103,7 +103,16 @@ class QuantConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     mode: Annotated[Literal["ptq", "qat"], Field(description="qat trains on from what ptq found.")] = "ptq"
-    gate_policy: GatePolicy = "int8"
+    gate_policy: Annotated[
+        GatePolicy, Field(description="What happens inside the gates that gate_policies does not name.")
+    ] = "int8"
+    gate_policies: Annotated[
+        dict[str, GatePolicy],
+        Field(
+            description="Policy of single attention modules, by the exact path that report.json names under "
+            "quant.edge_forms, such as features.3.conv.attention. tune leaves these as they are."
+        ),
+    ] = Field(default_factory=dict)
     ptq: PtqConfig = PtqConfig()
     qat: TrainConfig = TrainConfig(
         epochs=2, learning_rate=1e-4, warmup_epochs=0.0, freeze_batch_norm=True, distillation_weight=0.5

@@ -29,9 +29,10 @@ from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.simulation import batches_of, simulated, sqnr_of
 from edgeattn.quant.torch_graph import Quantizer, TorchGraph, quantizers_of
 
-__all__ = ["LayerSensitivity", "measure_sensitivity"]
+__all__ = ["LayerSensitivity", "measure_gate_noise", "measure_sensitivity"]
 
 Tensor = torch.Tensor
+_SILENCE = 1e-30
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,6 +122,46 @@ def measure_sensitivity(
         )
         for unit in units
     ]
+
+
+def measure_gate_noise(
+    graph: Graph,
+    plan: QuantPlan,
+    profile: Profile,
+    place: Placement,
+    images: Sequence[NDArray[np.float32]],
+    gates: Sequence[GateRegion],
+) -> dict[str, float]:
+    """Return by gate's prefix what it alone, quantized as planned, does to the float network's logits.
+
+    Args:
+        graph: Canonical fp32 graph.
+        plan: Complete plan, made with the gates' policies.
+        profile: Which spelling.
+        place: Axes of the weights.
+        images: Arrays (1, C, H, W).
+        gates: Attention modules.
+
+    Returns:
+        Power of the logits' error over the power of the logits; 0 for a gate in which nothing is quantized.
+    """
+    adjusted = Graph(graph.to_model())
+    unshifted = plan.model_copy(update={"bias_shift": {}})
+    apply_plan_constants(adjusted, unshifted, profile)
+    plain, rounded = TorchGraph(adjusted), simulated(graph, unshifted, profile, place.weights)
+    quantizers = quantizers_of(plan, profile)
+    units = [unit for unit in _units(plain.graph, plan, profile, gates) if unit.is_gate]
+    signal, noise = 0.0, {gate.prefix: 0.0 for gate in gates}
+    with torch.no_grad():
+        for batch in batches_of(plain, images):
+            values = _values(plain, batch, {})
+            wanted = values[plain.output_name]
+            signal += _power(wanted)
+            for unit in units:
+                own = {name: quantizers[name] for name in unit.tensors}
+                found = _rest(_with_weights(plain, rounded, unit), unit, values, own, batch)
+                noise[unit.name] += _power(found - wanted)
+    return {name: power / max(signal, _SILENCE) for name, power in noise.items()}
 
 
 def _units(graph: Graph, plan: QuantPlan, profile: Profile, gates: Sequence[GateRegion]) -> list[_Unit]:

@@ -10,6 +10,7 @@ from typing import Any
 
 import onnx
 import pytest
+from export_networks import SHAPE, make_edge, make_images
 from typer.testing import CliRunner
 
 from edgeattn import pipeline_profile
@@ -29,7 +30,6 @@ from edgeattn.quant.ptq import make_plan
 from edgeattn.targets import get_target, load_engine, save_engine
 from edgeattn.targets.base import Availability
 from edgeattn.targets.ort_cpu import OrtCpu
-from tests.export.export_networks import SHAPE, make_edge, make_images
 
 pytest.importorskip("onnxruntime")
 pytest.importorskip("openvino")
