@@ -26,6 +26,7 @@ from edgeattn.cli_options import (
 from edgeattn.cli_parity import PARITY_EXAMPLES, parity
 from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
 from edgeattn.cli_setup import SETUP_EXAMPLES, setup
+from edgeattn.cli_study import STUDY_EXAMPLES, study
 
 __all__ = ["app", "main"]
 
@@ -311,6 +312,7 @@ app.command(epilog=SETUP_EXAMPLES)(setup)
 app.command(epilog=KIT_EXAMPLES)(kit)
 app.command(epilog=LINT_EXAMPLES)(lint)
 app.command(epilog=CATALOGUE_EXAMPLES)(catalogue)
+app.command(epilog=STUDY_EXAMPLES)(study)
 
 
 app.command(epilog=PARITY_EXAMPLES)(parity)

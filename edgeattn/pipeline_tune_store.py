@@ -18,7 +18,7 @@ from edgeattn.quant.config import GatePolicy
 from edgeattn.recipe import Recipe
 from edgeattn.targets import Target, device_of
 
-__all__ = ["Candidate", "Stage", "Tuning", "TuningStore", "tuning_key"]
+__all__ = ["Candidate", "Stage", "Tuning", "TuningStore", "tuning_key", "user_cache"]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
@@ -87,7 +87,7 @@ class TuningStore:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder if folder is not None else _cache() / "tuning"
+        self.folder = folder if folder is not None else user_cache() / "tuning"
 
     def path(self, key: dict[str, Any]) -> Path:
         """Return where the tuning for `key` is kept."""
@@ -149,7 +149,8 @@ def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
     }
 
 
-def _cache() -> Path:
+def user_cache() -> Path:
+    """Return the folder for what can be made again: ``$EDGEATTN_CACHE``, or the user's cache folder."""
     own = os.environ.get("EDGEATTN_CACHE")
     if own:
         return Path(own)
