@@ -27,7 +27,7 @@ from edgeattn.pipeline_tune_store import user_cache
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.report_study import CellResult, StudyResults, load_results, save_results
 
-__all__ = ["StudyOutcome", "estimate_seconds", "parse_budget", "run_study"]
+__all__ = ["StudyOutcome", "estimate_seconds", "next_cell", "parse_budget", "run_study"]
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
 _THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
@@ -78,6 +78,16 @@ def estimate_seconds(cell: Cell, results: StudyResults, machine: str, rate: floa
     same = [c for c in results.cells if (c.data, c.network) == cell.block.key and c.machine == machine]
     own = [c.seconds for c in same if c.attention == cell.attention]
     return max(own or [c.seconds for c in same], default=60 * cell.block.minutes * rate)
+
+
+def next_cell(
+    pending: Sequence[Cell], plan: StudyPlan, results: StudyResults, machine: str, left: float | None
+) -> Cell | None:
+    """Return the first cell that ends in the time that is left, in seconds; None where none does."""
+    if left is None:
+        return pending[0]
+    rate = _rate(results, plan, machine)
+    return next((c for c in pending if estimate_seconds(c, results, machine, rate) <= left), None)
 
 
 def run_study(
@@ -183,9 +193,8 @@ class _Study:
         with _executor(workers, self.progress) as executor:
             while True:
                 while pending and len(running) < workers:
-                    cell = self._next(
-                        pending, None if budget is None else budget - time.monotonic() + started
-                    )
+                    left = None if budget is None else budget - time.monotonic() + started
+                    cell = next_cell(pending, self.plan, self.results, self._machine, left)
                     if cell is None:
                         break
                     pending.remove(cell)
@@ -201,15 +210,6 @@ class _Study:
                             after_cell(self.plan, self.results)
                     done += 1
                     self.progress.update("cells", done, total)
-
-    def _next(self, pending: Sequence[Cell], left: float | None) -> Cell | None:
-        """Return the first cell that ends in the time that is left."""
-        if left is None:
-            return pending[0]
-        rate = _rate(self.results, self.plan, self._machine)
-        return next(
-            (c for c in pending if estimate_seconds(c, self.results, self._machine, rate) <= left), None
-        )
 
     def _job(self, cell: Cell) -> CellJob:
         key = cell.block.key

@@ -75,7 +75,7 @@ _INTRODUCTION = (
     "test images. After ± stands half of the 95 % interval of the mean over seeds (Student's t): it covers the luck of "
     "training, not that of the choice of test images, which are the same for all. Differences are paired by seed. "
     "A difference whose interval holds 0 is not told from 0; of many such comparisons about one in twenty is on the "
-    "wrong side by chance. PTQ is what a recipe gets by default; QAT trains on from it. u8 and s8 are the two spellings "
+    "wrong side by chance. PTQ calibrates as a recipe asks for it, by default in `recipes/study/plan.yaml` without tuning; QAT trains on from there. u8 and s8 are the two spellings "
     "of a quantized graph (x86, ARM and WebAssembly; TensorRT), both run in ONNX Runtime's INT8 kernels."
 )
 
