@@ -25,6 +25,7 @@ from edgeattn.cli_options import (
 from edgeattn.cli_parity import PARITY_EXAMPLES, parity
 from edgeattn.cli_profile import PROFILE_EXAMPLES, profile
 from edgeattn.cli_setup import SETUP_EXAMPLES, setup
+from edgeattn.cli_study import STUDY_EXAMPLES, study
 from edgeattn.cli_tune import TUNE_EXAMPLES, tune
 
 __all__ = ["app", "main"]
@@ -257,6 +258,7 @@ app.command(epilog=SETUP_EXAMPLES)(setup)
 app.command(epilog=KIT_EXAMPLES)(kit)
 app.command(epilog=LINT_EXAMPLES)(lint)
 app.command(epilog=CATALOGUE_EXAMPLES)(catalogue)
+app.command(epilog=STUDY_EXAMPLES)(study)
 
 
 app.command(epilog=PARITY_EXAMPLES)(parity)

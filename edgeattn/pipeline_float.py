@@ -86,7 +86,7 @@ class FloatStage:
         self.recipe = recipe
         self.space = space
         self.progress = progress
-        self.cache = space.folder / "cache"
+        self.cache = space.cache
         self.training: list[dict[str, Any]] = []
         self._loaded: set[str] = set()
 

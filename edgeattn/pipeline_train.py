@@ -76,6 +76,8 @@ class Prepared:
         layers: SQNR of every quantized tensor, by profile.
         sensitivity: What each layer and gate costs the logits, by profile.
         domain: Whether the calibration images are like the measured ones.
+        train_images: How many images the network learned from.
+        data_fingerprint: SHA-256 over both splits.
     """
 
     fp32: OnnxArtifact
@@ -89,6 +91,8 @@ class Prepared:
     layers: Mapping[str, Sequence[LayerResult]]
     sensitivity: Mapping[str, Sequence[SensitivityResult]]
     domain: DomainResult | None
+    train_images: int
+    data_fingerprint: str
 
 
 def prepare(recipe: Recipe, space: Workspace, profiles: Sequence[str], progress: Progress) -> Prepared:
@@ -102,7 +106,7 @@ class _Preparation:
         self.space = space
         self.progress = progress
         self.size = recipe.data.preprocess.size
-        self.cache = space.folder / "cache"
+        self.cache = space.cache
         if self.size <= _ONE_THREAD_SIZE:
             torch.set_num_threads(1)
         self.training: list[dict[str, Any]] = []
@@ -150,6 +154,8 @@ class _Preparation:
             layers=layers,
             sensitivity=sensitivity,
             domain=domain_result(export.model, quantized.plan, list(calibration.batches(1)), images),
+            train_images=len(splits.train),
+            data_fingerprint=splits.fingerprint,
         )
 
     # ------------------------------------------------------------------------------ stages

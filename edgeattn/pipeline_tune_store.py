@@ -29,6 +29,7 @@ __all__ = [
     "Tuning",
     "TuningStore",
     "tuning_key",
+    "user_cache",
 ]
 
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
@@ -187,7 +188,7 @@ class TuningStore:
     """
 
     def __init__(self, folder: Path | None = None) -> None:
-        self.folder = folder if folder is not None else _cache() / "tuning"
+        self.folder = folder if folder is not None else user_cache() / "tuning"
 
     def path(self, key: dict[str, Any]) -> Path:
         """Return where the tuning for `key` is kept."""
@@ -262,7 +263,8 @@ def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
     }
 
 
-def _cache() -> Path:
+def user_cache() -> Path:
+    """Return the folder for what can be made again: ``$EDGEATTN_CACHE``, or the user's cache folder."""
     own = os.environ.get("EDGEATTN_CACHE")
     if own:
         return Path(own)

@@ -29,10 +29,12 @@ class Workspace:
     Args:
         folder: Made if it is not there.
         progress: Hears which stages are taken from an earlier run.
+        cache: Folder for decoded images, which several runs may share; None is one of the run's own.
     """
 
-    def __init__(self, folder: Path, progress: Progress) -> None:
+    def __init__(self, folder: Path, progress: Progress, cache: Path | None = None) -> None:
         self.folder = folder
+        self.cache = cache if cache is not None else folder / "cache"
         self.stages: list[StageResult] = []
         self._progress = progress
         self._path = folder / STATE_FILE

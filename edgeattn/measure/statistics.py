@@ -23,9 +23,11 @@ __all__ = [
     "kl_divergence",
     "lsb_difference",
     "mcnemar_p",
+    "mean_interval",
     "median_ratio_interval",
     "paired_difference_interval",
     "sqnr_db",
+    "t_value",
     "top1",
     "wilson_interval",
     "z_value",
@@ -206,6 +208,60 @@ def median_ratio_interval(
     tail = (1 - confidence) / 2
     low, high = np.quantile(medians, (tail, 1 - tail))
     return float(low), float(high)
+
+
+def mean_interval(values: Sequence[float], confidence: float = 0.95) -> Interval | None:
+    """Return Student's interval of the mean of a few repetitions, such as one figure for each seed.
+
+    For a difference between two methods give the differences, one for each seed that both have: what the seed
+    does to both then cancels.
+
+    Returns:
+        Low and high end; None for a single value, which says nothing about the next.
+
+    Raises:
+        DataError: If there are no values.
+    """
+    numbers = _doubles(values)
+    if numbers.size == 0:
+        raise DataError("There are no values; measure at least one seed.")
+    if numbers.size == 1:
+        return None
+    mean = float(numbers.mean())
+    half = t_value(confidence, numbers.size - 1) * float(numbers.std(ddof=1)) / math.sqrt(numbers.size)
+    return mean - half, mean + half
+
+
+def t_value(confidence: float, degrees: int) -> float:
+    """Return how many standard errors a two-sided interval of Student's distribution reaches to each side.
+
+    Args:
+        confidence: Such as 0.95.
+        degrees: Degrees of freedom, at least 1.
+
+    Raises:
+        DataError: If an argument is out of its range.
+    """
+    z = z_value(confidence)
+    if degrees < 1:
+        raise DataError(f"Got {degrees} degrees of freedom; expected at least 1: two repetitions.")
+    # The share within +-t rises with the angle atan(t / sqrt(degrees)), so that halving finds it.
+    low, high = math.atan(z / math.sqrt(degrees)), math.pi / 2
+    for _ in range(80):
+        middle = (low + high) / 2
+        low, high = (middle, high) if _t_share(middle, degrees) < confidence else (low, middle)
+    return math.tan(low) * math.sqrt(degrees)
+
+
+def _t_share(angle: float, degrees: int) -> float:
+    """Return P(|t| < sqrt(degrees) tan(angle)), by the finite series 26.7.3 and 26.7.4 of Abramowitz and Stegun."""
+    cosine, sine = math.cos(angle), math.sin(angle)
+    is_odd = degrees % 2
+    term = total = (cosine if degrees > 1 else 0.0) if is_odd else 1.0
+    for k in range(2 if is_odd else 1, degrees - 2, 2):
+        term *= k / (k + 1) * cosine**2
+        total += term
+    return 2 / math.pi * (angle + sine * total) if is_odd else sine * total
 
 
 def z_value(confidence: float) -> float:
