@@ -17,6 +17,7 @@ from edgeattn.cli_errors import plain_text
 from edgeattn.errors import ArtifactError, close_matches_hint
 from edgeattn.report import Report, load_report
 from edgeattn.report_kernels import kernel_table
+from edgeattn.report_parity import PARITY_HEADER, parity_rows
 
 if TYPE_CHECKING:
     from edgeattn.report import LatencyResult, TargetResult
@@ -196,6 +197,13 @@ def _tensorrt_kernels(root: Path) -> str:
     return _markdown(header, rows, left=3) + "\n\n" + said
 
 
+def _parity(root: Path) -> str:
+    rows = parity_rows(root / "recipes" / "parity")
+    if not rows:
+        return "No comparison is saved yet: `edgeattn readme --keep-parity RUN PRINTED.json` saves one."
+    return _markdown(PARITY_HEADER, rows, left=2)
+
+
 def _times(row: Mapping[str, Any], key: str) -> str:
     low, high = row[f"{key}_interval"]
     return f"{row[key]:.2f}x ({low:.2f} to {high:.2f})"
@@ -300,6 +308,7 @@ GENERATORS: dict[str, Callable[[Path], str]] = {
     "attentions": _attentions,
     "catalogue": _catalogue,
     "commands": _commands,
+    "parity": _parity,
     "quickstart": _quickstart,
     "recipes": _recipes,
     "results": _results,

@@ -260,6 +260,8 @@ def fixed_constants(module: nn.Module, export: FloatExport) -> frozenset[str]:
     Weights that a form computes, and biases that no layer holds or that one layer holds several of.
     """
     known = dict(module.named_modules())
+    layers = {name: known.get(_module_path(origin.operation)) for name, origin in export.weights.items()}
+    weights = {name for name, layer in layers.items() if not _holds_weight(layer)}
     owners = {
         origin.bias: _module_path(origin.norm or origin.operation)
         for origin in export.weights.values()
@@ -267,11 +269,8 @@ def fixed_constants(module: nn.Module, export: FloatExport) -> frozenset[str]:
     }
     uses = collections.Counter(owners.values())
     biases = {bias for bias, owner in owners.items() if owner not in known or uses[owner] > 1}
-    weights = {
-        name
-        for name, origin in export.weights.items()
-        if not _holds_weight(known.get(_module_path(origin.operation)))
-    }
+    # Without a batch norm behind it, a computed weight has a computed bias.
+    biases |= {export.weights[name].bias for name in weights if not export.weights[name].norm} - {""}
     return frozenset(biases | weights)
 
 
