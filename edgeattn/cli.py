@@ -298,10 +298,20 @@ def readme(
         list[Path] | None,
         typer.Option(metavar="RUN", help="First save this run's report under recipes/reports. Repeatable."),
     ] = None,
+    keep_parity: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(
+            metavar="RUN PRINTED",
+            help="First save under recipes/parity what `edgeattn parity RUN --json` printed.",
+        ),
+    ] = None,
 ) -> None:
-    """Bring the generated parts of README.md up to date with recipes/reports."""
+    """Bring the generated parts of README.md up to date with what is saved under recipes."""
     from edgeattn.readme import keep_report, update_readme
+    from edgeattn.report_parity import keep_parity as keep_comparison
 
+    if keep_parity is not None:
+        typer.echo(str(keep_comparison(*keep_parity, path.parent / "recipes" / "parity")))
     for run_folder in keep or ():
         typer.echo(str(keep_report(run_folder, path.parent / "recipes" / "reports")))
     changed = update_readme(path, check=check)

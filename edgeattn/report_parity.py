@@ -39,7 +39,7 @@ def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
         ArtifactError: If `printed` is no such file.
     """
     report = load_report(run)
-    value = read_json(printed)
+    value: Any = read_json(printed)
     try:
         entry = {
             "n": int(value["n"]),
@@ -53,11 +53,12 @@ def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
             "passed": bool(value["verdict"]["passed"]),
             "cpu": value["environment"]["cpu"],
         }
-    except (KeyError, TypeError, AttributeError) as exc:
+    except (KeyError, TypeError, AttributeError, ValueError) as exc:
         raise ArtifactError(
             f"{printed} is not what `edgeattn parity RUN --json` prints: {exc!r}. Run it again."
         ) from exc
-    exact = bool(report.recipe.get("quant", {}).get("ptq", {}).get("exact", False))
+    recipe: Any = report.recipe
+    exact = bool(recipe.get("quant", {}).get("ptq", {}).get("exact", False))
     name = f"{report.name}{'_exact' if exact else ''}"
     path = folder / f"{name}.json"
     kept = _entries(path) if path.is_file() else []
@@ -91,7 +92,9 @@ def _entries(path: Path) -> list[dict[str, Any]]:
 
 
 def _target(target: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: target[key] for key in ("status", "profile", "version", "top1", "agreement") if key in target}
+    kept = {
+        key: target[key] for key in ("status", "profile", "version", "top1", "agreement") if key in target
+    }
     layers = target.get("layers")
     if layers:
         shares = [float(layer["over_one_share"]) for layer in layers["layers"]]
@@ -108,7 +111,10 @@ def _row(entry: Mapping[str, Any]) -> Sequence[str]:
     sqnr = [float(both["sqnr_db"]) for both in pairs if not both["identical"]]
     shares = [target["over_one_share"] for target in entry["targets"].values() if "over_one_share" in target]
     failed = [name for name, target in entry["targets"].items() if target["status"] != "ok"]
-    targets = ", ".join(f"{name} ({entry['targets'][name]['status']})" if name in failed else name for name in entry["targets"])
+    targets = ", ".join(
+        f"{name} ({entry['targets'][name]['status']})" if name in failed else name
+        for name in entry["targets"]
+    )
     images = f"{entry['n']:,}" + (f" ({entry['seen']} of them learned from)" if entry["seen"] else "")
     spread = max(entry["top1_spread"].values(), default=None)
     return (
