@@ -295,7 +295,7 @@ class _Here(Executor):
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
 
-    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]
+    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # the base is generic in it
         future: Future[CellResult] = Future()
         try:
             future.set_result(fn(*args, progress=self._progress, **kwargs))

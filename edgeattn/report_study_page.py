@@ -123,7 +123,9 @@ def _section(block: BlockSummary, plot: str | None) -> list[str]:
     sizes = sorted({(cell.train_images, cell.test_images) for cell in block.cells})
     schedules = sorted({(cell.epochs, cell.qat_epochs) for cell in block.cells})
     counted = " or ".join(f"{train:,} training and {test:,} test images" for train, test in sizes)
-    trained = " or ".join(f"{epochs} epochs, QAT {qat} more" for epochs, qat in schedules)
+    trained = " or ".join(
+        f"{epochs} epoch{'' if epochs == 1 else 's'}, QAT {qat} more" for epochs, qat in schedules
+    )
     machines = sorted({cell.machine for cell in block.cells if cell.machine})
     seconds = sum(cell.seconds for cell in block.cells) / len(block.cells)
     about = (

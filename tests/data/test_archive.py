@@ -82,6 +82,7 @@ def test_an_interrupted_folder_is_unpacked_again(tmp_path: Path) -> None:
     "name",
     [
         "../evil.png",
+        "train/../evil.png",
         "train/../../evil.png",
         "train/cat/../../../evil.png",
         "/train/cat/evil.png",
