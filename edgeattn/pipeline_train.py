@@ -23,6 +23,7 @@ from edgeattn.export.fake_quant import (
     attach_fake_quant,
     attach_trainable,
     fixed_biases,
+    fixed_weights,
     read_back,
     write_constants,
 )
@@ -177,8 +178,8 @@ class _Preparation:
         images = list(calibration.batches(1))
         ptq = recipe.quant.ptq
         if recipe.quant.mode == "qat":
-            # Training tunes biases, and everything else, better than calibration can.
-            ptq = ptq.model_copy(update={"tuning_steps": 0, "bias_correction": False})
+            # Training tunes biases, roundings and everything else better than calibration can.
+            ptq = ptq.model_copy(update={"tuning_steps": 0, "rounding_steps": 0, "bias_correction": False})
         key: dict[str, Any] = {
             "version": edgeattn.__version__,
             "graph": sha256_of_file(folder / "model.fp32.onnx"),
@@ -333,14 +334,8 @@ class _Preparation:
         ptq: PtqConfig,
         policy: GatePolicy,
     ) -> QuantPlan:
-        return make_plan(
-            export.model,
-            images,
-            ptq,
-            gate_regions(edge, policy),
-            self._counter("ptq"),
-            fixed_biases(edge, export),
-        )
+        fixed = fixed_biases(edge, export), fixed_weights(edge, export)
+        return make_plan(export.model, images, ptq, gate_regions(edge, policy), self._counter("ptq"), *fixed)
 
     def _slack(self, plan: QuantPlan, profiles: Sequence[Profile]) -> float:
         """Return by how much a plan keeps the bounds on agreement; below 0 where it misses one."""

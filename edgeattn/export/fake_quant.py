@@ -42,6 +42,7 @@ __all__ = [
     "attach_fake_quant",
     "attach_trainable",
     "fixed_biases",
+    "fixed_weights",
     "read_back",
     "write_constants",
 ]
@@ -266,6 +267,19 @@ def fixed_biases(module: nn.Module, export: FloatExport) -> frozenset[str]:
     }
     uses = collections.Counter(owners.values())
     return frozenset(bias for bias, owner in owners.items() if owner not in known or uses[owner] > 1)
+
+
+def fixed_weights(module: nn.Module, export: FloatExport) -> frozenset[str]:
+    """Return the weights that nothing may change, because no layer holds them or several layers hold one of them."""
+    known = dict(module.named_modules())
+    held = {
+        name: getattr(known.get(_module_path(origin.operation)), "weight", None)
+        for name, origin in export.weights.items()
+    }
+    uses = collections.Counter(id(value) for value in held.values())
+    return frozenset(
+        name for name, value in held.items() if not isinstance(value, nn.Parameter) or uses[id(value)] > 1
+    )
 
 
 def _write_weight(layer: nn.Module, weight: NDArray[np.float32], ratio: NDArray[np.float64]) -> None:

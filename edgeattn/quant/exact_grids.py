@@ -60,7 +60,8 @@ def exact_grids(
         place: Which ranges are fixed or another tensor's; the axes of the weights.
         images: Arrays (1, C, H, W): tell how large sums become.
     """
-    snapped = _power_of_two_activations(plan, graph, place)
+    # Other scales have other roundings.
+    snapped = _power_of_two_activations(plan.model_copy(update={"roundings": {}}), graph, place)
     largest = _largest_sums(snapped, graph, place, images)
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, snapped, "u8")
