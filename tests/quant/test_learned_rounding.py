@@ -20,7 +20,7 @@ from edgeattn.quant.headroom import PAIR_LIMIT, largest_pairs
 from edgeattn.quant.learned_rounding import LearnedRounding, learn_rounding
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, worst_pairs
 from edgeattn.quant.placement import place_quantizers
-from edgeattn.quant.plan import PROFILES, Profile, QuantPlan, quantize_weight
+from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
 ROUNDED = PtqConfig(nncf=False, importance=False, tuning_steps=0, rounding_steps=60)
@@ -161,31 +161,31 @@ def test_proven_headroom_stays_proven() -> None:
 
 
 def test_roundings_make_no_pair_saturate_that_did_not() -> None:
-    """All activations are at their largest, and one more step of two weights is too many."""
+    """Activations come near their largest, and weights of 64 have no room: 255 x (65 + 64) is too much."""
     builder = Builder(3)
     builder.conv("input", "only", 8, 8)
-    weight = builder.random.uniform(0.95, 1.0, (8, 8, 1, 1))
-    builder.constants["only.weight"] = weight.astype(np.float32)
+    weight = builder.random.uniform(63.6, 64.4, (8, 8, 1, 1)).astype(np.float32)
+    builder.constants["only.weight"] = weight
     model = builder.model("only", (1, 8, 8, 8), 8)
     random = np.random.default_rng(5)
-    images = [(0.9 + 0.1 * random.random((1, 8, 8, 8))).astype(np.float32) for _ in range(16)]
-    plan = make_plan(model, images, RANGES_ONLY)
-    plan = plan.model_copy(update={"weights": {"only.weight": [1 / 65.2] * 8}})
+    images = [(1 - 0.1 * random.random((1, 8, 8, 8))).astype(np.float32) for _ in range(16)]
+    plan = make_plan(model, images, RANGES_ONLY).model_copy(update={"weights": {"only.weight": [1.0] * 8}})
     columns = np.concatenate([image.reshape(8, -1).T for image in images])
-    levels = np.rint(columns / plan.activations["input"].params("u8").scale)
+    levels = torch.from_numpy(np.rint(columns / plan.activations["input"].params("u8").scale))
 
-    def saturated(headroom: Headroom) -> int:
-        weights = integers(model, learn(model, plan, images, headroom).plan)["only.weight"]
-        return int((largest_pairs(torch.from_numpy(levels.astype(np.float32)), weights) > PAIR_LIMIT).sum())
+    def saturated(found: QuantPlan) -> int:
+        return int((largest_pairs(levels, integers(model, found)["only.weight"]) > PAIR_LIMIT).sum())
 
-    before = quantize_weight(builder.constants["only.weight"], np.full(8, 1 / 65.2, np.float32))
-    assert np.abs(before.astype(int)).max() <= 65
-    assert saturated("measured") < saturated("none")
+    assert saturated(plan) == 0
+    assert saturated(learn(model, plan, images).plan) > 0
+    kept = learn(model, plan, images, "measured")
+    assert saturated(kept.plan) == 0
 
 
 def test_exact_grids_stay_exact() -> None:
-    model = residual_network(3)
-    plan = make_plan(model, pictures(48), ROUNDED.model_copy(update={"exact": True}))
+    model = residual_network(3, 1)
+    config = ROUNDED.model_copy(update={"exact": True, "rounding_steps": 10})
+    plan = make_plan(model, pictures(48), config)
     names = [step.step.split(":")[0] for step in plan.ladder]
     assert names.index("exact grids") < names.index("learned rounding") < names.index("biases of whole steps")
     exact, total = count_exact(plan)
