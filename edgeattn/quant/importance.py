@@ -20,7 +20,7 @@ from edgeattn.quant.calibrate import BINS, SAMPLES_PER_IMAGE, TensorStatistics
 from edgeattn.quant.simulation import batches_of
 from edgeattn.quant.torch_graph import TorchGraph
 
-__all__ = ["draw_answer", "weighted_statistics"]
+__all__ = ["weighted_statistics"]
 
 Tensor = torch.Tensor
 
@@ -53,7 +53,7 @@ def weighted_statistics(
         if not logits.requires_grad:
             return {}
         gradients: Sequence[Tensor | None] = torch.autograd.grad(
-            logits, list(seen.values()), draw_answer(logits.detach(), generator), allow_unused=True
+            logits, list(seen.values()), _answer(logits.detach(), generator), allow_unused=True
         )
         for (name, value), gradient in zip(seen.items(), gradients, strict=True):
             if gradient is not None and high[name] > low[name]:
@@ -101,7 +101,7 @@ def _observed(name: str, seen: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
     return keep
 
 
-def draw_answer(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _answer(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw gradients at the logits whose covariance is the Fisher information of the softmax.
 
     For probabilities p that is diag(p) - p p^T. An output that is no row of logits is taken as a vector

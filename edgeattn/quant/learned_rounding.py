@@ -8,8 +8,8 @@ is to write what the float network writes. Two things differ:
 
 * The squared error of a layer's output is a quadratic form in its weights, made of second moments of its inputs. These
   are summed up once; a step then costs one product of matrices, however many images there are.
-* Places of maps count by how much the network's answer depends on them (the Fisher information, as in Li et al.,
-  "BRECQ", arXiv 2102.05426, section 3.2).
+* Places of maps count by how much the network's logits depend on them, as in Li et al., "BRECQ" (arXiv 2102.05426,
+  section 3.2). Their Fisher information would leave out images that the network is sure of.
 
 Where a layer has a bias, weights answer for what varies in the error only: the bias keeps the mean.
 """
@@ -29,7 +29,6 @@ from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import Headroom
 from edgeattn.quant.headroom import PAIR_LIMIT, adds_pairs, largest_pairs
-from edgeattn.quant.importance import draw_answer
 from edgeattn.quant.pairs import with_safe_pairs
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan, quantize_weight
@@ -186,7 +185,7 @@ def _learn_layer(
     """
     rows = np.ascontiguousarray(np.moveaxis(weight, axis, 0))
     nearest = quantize_weight(rows, np.asarray(scales, np.float32))
-    groups, places, size = read[0].shape
+    groups, _, size = read[0].shape
     grid = torch.tensor(scales, dtype=torch.float32).reshape(groups, -1, 1)
     wanted = torch.from_numpy(rows).reshape(groups, -1, size)
     share = importance + importance.mean(1, keepdim=True) * _LEAST_IMPORTANCE + _TINY
@@ -197,8 +196,9 @@ def _learn_layer(
         ours, theirs = ours - mean[:, None], theirs - (theirs * share).sum(1, keepdim=True)
     weighed = (ours * share).transpose(1, 2)
     moments, crossed = weighed @ ours, weighed @ theirs
-    # What few places say of how channels go together is partly chance.
-    trust = places / (places + size)
+    # What few places say of how channels go together is partly chance; and places of little importance count little.
+    seen = 1 / share.square().sum(1)[..., None]
+    trust = seen / (seen + size)
     slope = trust * (wanted @ (moments - crossed).transpose(1, 2)) / grid
     own = torch.diag_embed(moments.diagonal(dim1=1, dim2=2))
     moments = trust * moments + (1 - trust) * own
@@ -275,9 +275,9 @@ def _choose_places(
         logits = teacher(batch, {name: keep(name) for name in wanted})
         if not logits.requires_grad:
             return {}
-        gradients = torch.autograd.grad(
-            logits, list(seen.values()), draw_answer(logits.detach(), generator), allow_unused=True
-        )
+        # Of a random sum of logits: its mean square is the squared Jacobian, which is what errors of logits follow.
+        noise = torch.randn(logits.shape, generator=generator)
+        gradients = torch.autograd.grad(logits, list(seen.values()), noise, allow_unused=True)
         by_name: dict[str, Tensor | None] = dict(zip(seen, gradients, strict=True))
         for index, node in layers.items():
             gradient = by_name[node.output[0]]

@@ -161,14 +161,15 @@ def test_proven_headroom_stays_proven() -> None:
 
 
 def test_roundings_make_no_pair_saturate_that_did_not() -> None:
-    """Activations come near their largest, and weights of 64 have no room: 255 x (65 + 64) is too much."""
+    """Channels are alike, so some weights of 64.3 had better be 65; but 255 x (65 + 64) is too much."""
     builder = Builder(3)
     builder.conv("input", "only", 8, 8)
-    weight = builder.random.uniform(63.6, 64.4, (8, 8, 1, 1)).astype(np.float32)
+    weight = builder.random.uniform(64.25, 64.45, (8, 8, 1, 1)).astype(np.float32)
     builder.constants["only.weight"] = weight
     model = builder.model("only", (1, 8, 8, 8), 8)
     random = np.random.default_rng(5)
-    images = [(1 - 0.1 * random.random((1, 8, 8, 8))).astype(np.float32) for _ in range(16)]
+    places = 1 - 0.5 * random.random((16, 1, 1, 8, 8)).astype(np.float32)
+    images = [place.repeat(8, 1) for place in places]
     plan = make_plan(model, images, RANGES_ONLY).model_copy(update={"weights": {"only.weight": [1.0] * 8}})
     columns = np.concatenate([image.reshape(8, -1).T for image in images])
     levels = torch.from_numpy(np.rint(columns / plan.activations["input"].params("u8").scale))
