@@ -106,8 +106,8 @@ def learn_rounding(
     samples = _choose_places(teacher, layers, batches, lambda done: progress and progress(done, total))
     quantizers = quantizers_of(plan, "u8")
     # Here and not when the first node runs, since that may be a layer to learn.
-    begin = quantizers.pop(student.input_name, lambda value: value)
-    ours = [{student.input_name: begin(batch)} for batch in batches]
+    begin = quantizers.pop(student.input_name, None)
+    ours = [{student.input_name: begin(batch) if begin else batch} for batch in batches]
     theirs = [{teacher.input_name: batch} for batch in batches]
     roundings: dict[str, str] = {}
     shifts: dict[str, NDArray[np.float64]] = {}
@@ -203,10 +203,10 @@ def _learn_layer(
     own = torch.diag_embed(moments.diagonal(dim1=1, dim2=2))
     moments = trust * moments + (1 - trust) * own
     second = second_nearest(rows, np.asarray(scales, np.float32))
-    integers = [
+    first, other = (
         torch.from_numpy(value.astype(np.float32)).reshape(wanted.shape) for value in (nearest, second)
-    ]
-    learned = choose_rounding(RoundingProblem(wanted / grid, *integers, moments, slope), steps)
+    )
+    learned = choose_rounding(RoundingProblem(wanted / grid, first, other, moments, slope), steps)
     return nearest, learned.reshape(rows.shape).to(torch.int8).numpy(), mean
 
 
@@ -231,7 +231,7 @@ def _with_headroom(
     integers = (columns / params.scale).round() + params.zero_point
     before, after = largest_pairs(integers, nearest), largest_pairs(integers, learned)
     worse = (after > PAIR_LIMIT) & (after > before)
-    result = learned.copy()
+    result: NDArray[np.int8] = learned.copy()
     result[worse] = nearest[worse]
     return result
 
@@ -292,7 +292,8 @@ def _choose_places(
             else:
                 gradient = gradient.reshape(-1, gradient.shape[-1], 1)
             groups = int(attribute(node, "group", 1))
-            power = gradient.square().unflatten(1, (groups, -1)).mean(2).transpose(0, 1).flatten(1)
+            power = gradient.square().reshape(len(gradient), groups, -1, gradient.shape[2])
+            power = power.mean(2).transpose(0, 1).flatten(1)
             found.setdefault(index, []).append((places, power))
         progress(done + 1)
     return {
@@ -315,9 +316,11 @@ def _windows(node: NodeProto, value: Tensor, shape: Sequence[int], places: Place
         for y in range(shape[2])
         for x in range(shape[3])
     ]
-    # (N, C, taps, P) to (G, N P, C/G taps).
-    stacked = torch.stack(taps, 2).unflatten(1, (int(attribute(node, "group", 1)), -1))
-    return stacked.permute(1, 0, 4, 2, 3).flatten(3).flatten(1, 2)
+    groups = int(attribute(node, "group", 1))
+    # From (N, C, taps, P).
+    stacked = torch.stack(taps, 2).reshape(len(padded), groups, -1, len(taps), len(down))
+    result: Tensor = stacked.permute(1, 0, 4, 2, 3).flatten(3).flatten(1, 2)
+    return result
 
 
 def _shifted(

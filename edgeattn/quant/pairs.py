@@ -98,7 +98,7 @@ def with_safe_pairs(integers: NDArray[np.int8], safe: NDArray[np.int8]) -> NDArr
         integers: (O, C, KH, KW) of a convolution or (O, C) of a matrix product.
         safe: As `integers`, of which no pair saturates.
     """
-    result = integers.copy()
+    result: NDArray[np.int8] = integers.copy()
     if integers.ndim == 4 and integers.shape[1] == 1:
         return result
     # From 1 on: 0 is what stands beside a weight that has no neighbour.
