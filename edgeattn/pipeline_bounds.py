@@ -67,8 +67,8 @@ def calibration_config(recipe: Recipe) -> PtqConfig:
     """Return how a recipe's network is calibrated."""
     ptq = recipe.quant.ptq
     if recipe.quant.mode == "qat":
-        # Training tunes biases, and everything else, better than calibration can.
-        return ptq.model_copy(update={"tuning_steps": 0, "bias_correction": False})
+        # Training tunes biases, roundings and everything else better than calibration can.
+        return ptq.model_copy(update={"tuning_steps": 0, "rounding_steps": 0, "bias_correction": False})
     return ptq
 
 

@@ -257,11 +257,14 @@ def write_constants(module: nn.Module, export: FloatExport, adjusted: Graph) -> 
 def fixed_constants(module: nn.Module, export: FloatExport) -> frozenset[str]:
     """Return the constants of the graph that nothing may change: see `write_constants`.
 
-    Weights that a form computes, and biases that no layer holds or that one layer holds several of.
+    Weights that a form computes or that several uses share, and biases that no layer holds or that one layer holds
+    several of.
     """
     known = dict(module.named_modules())
     layers = {name: known.get(_module_path(origin.operation)) for name, origin in export.weights.items()}
-    weights = {name for name, layer in layers.items() if not _holds_weight(layer)}
+    computed = {name for name, layer in layers.items() if not _holds_weight(layer)}
+    users = collections.Counter(id(layer) for layer in layers.values())
+    shared = {name for name, layer in layers.items() if users[id(layer)] > 1}
     owners = {
         origin.bias: _module_path(origin.norm or origin.operation)
         for origin in export.weights.values()
@@ -270,8 +273,8 @@ def fixed_constants(module: nn.Module, export: FloatExport) -> frozenset[str]:
     uses = collections.Counter(owners.values())
     biases = {bias for bias, owner in owners.items() if owner not in known or uses[owner] > 1}
     # Without a batch norm behind it, a computed weight has a computed bias.
-    biases |= {export.weights[name].bias for name in weights if not export.weights[name].norm} - {""}
-    return frozenset(biases | weights)
+    biases |= {export.weights[name].bias for name in computed if not export.weights[name].norm} - {""}
+    return frozenset(biases | computed | shared)
 
 
 def _holds_weight(layer: nn.Module | None) -> bool:

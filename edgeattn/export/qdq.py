@@ -15,10 +15,11 @@ from onnx import ModelProto, NodeProto, checker, helper
 
 from edgeattn.errors import ModelError
 from edgeattn.export.extents import attach_extents
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.folding import fold_zero_points
 from edgeattn.quant.plan import Profile, QuantParams, QuantPlan, quantize_weight
+from edgeattn.quant.rounding import channel_axis
 
 __all__ = ["emit_qdq"]
 
@@ -75,7 +76,7 @@ def _check_folded(graph: Graph, name: str) -> None:
 
 
 def _quantize_constant(graph: Graph, name: str, scales: NDArray[np.float32]) -> None:
-    axis = _channel_axis(graph, name)
+    axis = channel_axis(graph, name)
     graph.constants[f"{name}.quantized"] = quantize_weight(graph.constants[name], scales, axis)
     graph.constants[f"{name}.scale"] = scales
     graph.constants[f"{name}.zero_point"] = np.zeros(scales.shape, np.int8)
@@ -89,13 +90,6 @@ def _quantize_constant(graph: Graph, name: str, scales: NDArray[np.float32]) -> 
     )
     graph.add([dequantize], place=0)
     graph.reroute(name, result, users)
-
-
-def _channel_axis(graph: Graph, name: str) -> int:
-    user = graph.consumers[name][0]
-    if user.op_type == "Gemm":
-        return 0 if attribute(user, "transB", 0) else 1
-    return 1 if user.op_type == "MatMul" else 0
 
 
 def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> None:

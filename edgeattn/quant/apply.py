@@ -11,6 +11,7 @@ from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.equalize import apply_channel_scales
 from edgeattn.quant.plan import Profile, QuantPlan, quantize_weight
+from edgeattn.quant.rounding import apply_roundings
 
 __all__ = ["apply_plan_constants", "weight_integers"]
 
@@ -23,13 +24,14 @@ def apply_plan_constants(graph: Graph, plan: QuantPlan, profile: Profile) -> Non
 
     Args:
         graph: The canonical fp32 graph that was calibrated, with its own constants.
-        plan: Channel scales, then shifts of biases.
+        plan: Channel scales, then roundings of weights and shifts of biases.
         profile: Whose shifts.
 
     Raises:
         ModelError: If the plan does not fit the graph.
     """
     apply_channel_scales(graph, plan.channel_scales)
+    apply_roundings(graph, plan)
     for name, shift in plan.bias_shift.get(profile, {}).items():
         bias = graph.constants.get(name)
         if bias is None or bias.shape != (len(shift),):

@@ -70,6 +70,15 @@ class PtqConfig(BaseModel):
             "float network's logits, for each profile; 0 leaves them.",
         ),
     ] = 120
+    rounding_steps: Annotated[
+        int,
+        Field(
+            ge=0,
+            le=10_000,
+            description="Steps of learning, layer by layer, which weights round up and which down, so that each layer "
+            "writes what the float network's does; 0 rounds every weight to the nearest integer.",
+        ),
+    ] = 0
     stop_at_sqnr_db: Annotated[
         float | None, Field(description="Skip the steps left once both profiles reach this.")
     ] = None

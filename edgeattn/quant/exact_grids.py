@@ -66,7 +66,9 @@ def exact_grids(
         fixed: Constants that nothing may change, because the module behind the graph computes them. What they read
             and write keeps its grids.
     """
-    snapped = _power_of_two_activations(plan, graph, place, fixed)
+    # Other scales have other roundings.
+    unrounded = plan.model_copy(update={"roundings": {}})
+    snapped = _power_of_two_activations(unrounded, graph, place, fixed)
     largest = _largest_sums(snapped, graph, place, images)
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, snapped, "u8")

@@ -29,7 +29,7 @@ from edgeattn.quant.plan import QuantParams, QuantPlan, quantize_weight
 from edgeattn.quant.simulation import batches_of, simulated
 from edgeattn.quant.torch_graph import Quantizer, TorchGraph, fake_quantize, quantizers_of
 
-__all__ = ["PAIR_LIMIT", "Headroom", "leave_headroom", "saturating_product"]
+__all__ = ["PAIR_LIMIT", "Headroom", "adds_pairs", "largest_pairs", "leave_headroom", "saturating_product"]
 
 PAIR_LIMIT = 32767
 """Largest sum of two products that 16 bits hold."""
@@ -81,8 +81,10 @@ def leave_headroom(
         proven: Widen until no image at all can make a pair saturate, whatever that costs.
     """
     network = simulated(graph, plan, "u8", place.weights)
-    layers = [node for node in network.graph.nodes if _adds_pairs(node, network.graph, plan)]
+    layers = [node for node in network.graph.nodes if adds_pairs(node, network.graph, plan)]
     samples = {} if proven else _sample(network, layers, plan, images)
+    # Other scales have other roundings.
+    plan = plan.model_copy(update={"roundings": {}})
     adjusted = simulated(graph, plan.model_copy(update={"weights": {}}), "u8", place.weights).constants
     weights = dict(plan.weights)
     factors = []
@@ -175,6 +177,18 @@ def _best_factors(
     return factors
 
 
+def largest_pairs(columns: torch.Tensor, weights: NDArray[np.int8]) -> NDArray[np.float64]:
+    """Return the largest magnitude that sums of two products reach, by output channel.
+
+    Args:
+        columns: Unsigned activations as floats (P, K), by channel and then by tap.
+        weights: (O, C, ...).
+    """
+    orders = _kernel_orders(columns, weights.shape[1])
+    found = [_largest_pairs(order, _in_order(weights, order)) for order in orders]
+    return np.asarray(np.max(found, axis=0), np.float64)
+
+
 def _largest_pairs(order: torch.Tensor, weights: torch.Tensor) -> NDArray[np.float64]:
     """Return the largest magnitude of a pair's sum by output channel."""
     result = torch.zeros(len(weights))
@@ -193,7 +207,7 @@ def _in_order(rows: NDArray[np.float32] | NDArray[np.int8], order: torch.Tensor)
     return value.reshape(len(value), -1)
 
 
-def _adds_pairs(node: NodeProto, graph: Graph, plan: QuantPlan) -> bool:
+def adds_pairs(node: NodeProto, graph: Graph, plan: QuantPlan) -> bool:
     """Whether a layer is INT8, and its kernels add products of neighbouring channels."""
     if node.op_type not in ("Conv", "Gemm", "MatMul") or node.input[1] not in plan.weights:
         return False
@@ -263,6 +277,11 @@ def _columns(
         padded[image], kernel, dilation=(dilations[0], dilations[1]), stride=(strides[0], strides[1])
     )[0].T
     windows = windows[_choose(len(windows), count, generator)]
+    return _kernel_orders(windows, channels)
+
+
+def _kernel_orders(windows: torch.Tensor, channels: int) -> list[torch.Tensor]:
+    """Return columns (P, K), by channel and then by tap, in the orders in which kernels may pair them."""
     by_tap = windows.reshape(len(windows), channels, -1).transpose(1, 2)
     orders = [by_tap.reshape(len(windows), -1)]
     if channels % 2:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from edgeattn.quant.plan import quantize_weight
 
-__all__ = ["LARGEST_SAFE_PAIR", "pair_safe_scales", "pair_weights", "worst_pairs"]
+__all__ = ["LARGEST_SAFE_PAIR", "pair_safe_scales", "pair_weights", "with_safe_pairs", "worst_pairs"]
 
 LARGEST_SAFE_PAIR = 128
 """Largest sum of the sizes of two weights of one sign that cannot saturate, whatever the activations."""
@@ -89,3 +89,27 @@ def pair_safe_scales(weight: NDArray[Any], scales: NDArray[Any], axis: int) -> N
         # Rounding may leave a pair one above: then a little coarser still.
         result[waiting] *= np.maximum(worst[unsafe] / LARGEST_SAFE_PAIR, 1.0) * _STEP
     return result
+
+
+def with_safe_pairs(integers: NDArray[np.int8], safe: NDArray[np.int8]) -> NDArray[np.int8]:
+    """Return `integers`, those of `safe` back wherever a sum of two products could saturate.
+
+    Args:
+        integers: (O, C, KH, KW) of a convolution or (O, C) of a matrix product.
+        safe: As `integers`, of which no pair saturates.
+    """
+    result: NDArray[np.int8] = integers.copy()
+    if integers.ndim == 4 and integers.shape[1] == 1:
+        return result
+    # From 1 on: 0 is what stands beside a weight that has no neighbour.
+    first, second, _ = pair_weights(np.arange(1, integers.size + 1).reshape(integers.shape))
+    while True:
+        flat = np.concatenate([[0], result.reshape(-1).astype(np.int64)])
+        one, other = flat[first], flat[second]
+        unsafe = (one * other > 0) & (np.abs(one + other) > LARGEST_SAFE_PAIR)
+        places = np.unique(np.concatenate([first[unsafe], second[unsafe]]))
+        places = places[places > 0] - 1
+        changed = result.reshape(-1)[places] != safe.reshape(-1)[places]
+        if not changed.any():
+            return result
+        result.reshape(-1)[places] = safe.reshape(-1)[places]

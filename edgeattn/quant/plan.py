@@ -177,6 +177,9 @@ class QuantPlan(BaseModel):
         channel_scales: By group of tensors (`edgeattn.quant.equalize`), what each channel is divided by.
         bias_shift: By profile and bias tensor, what is added to the float bias to cancel the mean
             error that quantization causes.
+        roundings: By weight, which of its values round to their second nearest integer
+            (`edgeattn.quant.rounding`). They hold for these `weights` and `channel_scales` only: what changes
+            one drops the others.
         float_regions: Name prefixes of module paths whose operations stay float.
         ladder: Steps of post-training quantization, in order.
         extents: Largest magnitude of every float activation on calibration images: says which tensors a
@@ -192,6 +195,7 @@ class QuantPlan(BaseModel):
     weights: dict[str, list[_Positive]]
     channel_scales: dict[str, list[_Positive]] = {}
     bias_shift: dict[Profile, dict[str, list[float]]] = {}
+    roundings: dict[str, str] = {}
     float_regions: list[str] = []
     ladder: list[LadderStep] = []
     extents: dict[str, Annotated[float, Field(ge=0, le=_LARGEST_BOUND)]] = {}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,6 +25,8 @@ from edgeattn.quant.extents import with_extents
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.headroom import Headroom, leave_headroom
 from edgeattn.quant.importance import weighted_statistics
+from edgeattn.quant.joined_progress import JoinedProgress, Progress
+from edgeattn.quant.learned_rounding import learn_rounding
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
 from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, Profile, QuantPlan
@@ -38,12 +40,12 @@ MEASURED_IMAGES = 32
 WEIGHED_IMAGES = 64
 HEADROOM_IMAGES = 64
 EXACT_IMAGES = 16
+ROUNDING_IMAGES = 64
 LEAST_MEASURED = 8
-RANGES_SHARE, TUNING_SHARE = 0.1, 0.3
+RANGES_SHARE, TUNING_SHARE, ROUNDING_SHARE = 0.1, 0.25, 0.1
 FULL_STRENGTH = 1.0
 
 Images = Sequence[NDArray[np.float32]]
-Progress = Callable[[int, int], None]
 
 
 def make_plan(
@@ -75,7 +77,7 @@ def make_plan(
         raise DataError("There is no calibration image; give at least 16, better 200.")
     place = place_quantizers(model, gates)
     graph = Graph(model)
-    counter = _Counter(progress)
+    counter = JoinedProgress(progress)
     held_out, learned_from = _split(images)
     start = time.perf_counter()
     empty = QuantPlan(
@@ -118,6 +120,23 @@ def make_plan(
         what = "biases and ranges" if ranges else "biases"
         return _climb(ladder, meter, f"tuning of {what}: {profile}", plan, changed, start)
 
+    def rounded() -> QuantPlan:
+        if not config.rounding_steps or _is_enough(_last_kept(ladder), config):
+            return plan
+        start, part = time.perf_counter(), counter.part(ROUNDING_SHARE)
+        found = learn_rounding(
+            plan,
+            graph,
+            place,
+            _spread(learned_from, ROUNDING_IMAGES),
+            config.rounding_steps,
+            part,
+            fixed,
+            headroom="proven" if config.exact else config.headroom,
+        )
+        name = f"learned rounding: {found.changed} of {found.weights} weights the other way"
+        return _climb(ladder, meter, name, plan, found.plan, start)
+
     before = plan
     plan = tuned("u8", ranges=True)
     if config.exact:
@@ -125,6 +144,7 @@ def make_plan(
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
         name = "exact grids: {} of {} tensors".format(*count_exact(plan))
         ladder.append(meter.step(name, plan, time.perf_counter() - start))
+        plan = rounded()
         # Other weights, other mean errors.
         plan = tuned("u8", ranges=False)
     # After u8, because profile s8 takes some of its grids over.
@@ -136,6 +156,8 @@ def make_plan(
     elif plan is not before:
         # Other ranges, other integers.
         plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
+    if not config.exact:
+        plan = rounded()
     counter.finish()
     plan = coarsen_pools(plan, graph, place)
     return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)
@@ -230,7 +252,12 @@ def _equalizing_scales(graph: Graph, images: Images) -> dict[str, list[float]]:
 
 
 def _with_ranges(
-    plan: QuantPlan, graph: Graph, place: Placement, images: Images, config: PtqConfig, counter: _Counter
+    plan: QuantPlan,
+    graph: Graph,
+    place: Placement,
+    images: Images,
+    config: PtqConfig,
+    counter: JoinedProgress,
 ) -> QuantPlan:
     """Return the plan with ranges and weight scales that fit its changed constants."""
     adjusted = Graph(graph.to_model())
@@ -353,29 +380,3 @@ def _spread(images: Images, count: int) -> list[NDArray[np.float32]]:
 
 def _places(total: int, count: int) -> list[int]:
     return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total))})
-
-
-class _Counter:
-    """Joins the progress of several steps into one, in thousandths."""
-
-    TOTAL = 1000
-
-    def __init__(self, progress: Progress | None) -> None:
-        self._progress, self._begun = progress, 0.0
-
-    def part(self, share: float) -> Progress:
-        """Return the callback of the next step, which takes about `share` of the time."""
-        begun = self._begun
-        self._begun = min(begun + share, 1.0)
-
-        def report(done: int, total: int) -> None:
-            if self._progress:
-                here = min(begun + share * done / max(total, 1), 1.0)
-                self._progress(int(here * self.TOTAL), self.TOTAL)
-
-        return report
-
-    def finish(self) -> None:
-        """Report the end."""
-        if self._progress:
-            self._progress(self.TOTAL, self.TOTAL)

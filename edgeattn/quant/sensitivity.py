@@ -86,7 +86,7 @@ def measure_sensitivity(
     adjusted = Graph(graph.to_model())
     # Biases that were tuned to the errors of all layers together would be errors of their own here.
     unshifted = plan.model_copy(update={"bias_shift": {}})
-    apply_plan_constants(adjusted, unshifted, profile)
+    apply_plan_constants(adjusted, unshifted.model_copy(update={"roundings": {}}), profile)
     plain, alone = TorchGraph(adjusted), simulated(graph, unshifted, profile, place.weights)
     whole, relieved = (simulated(graph, plan, profile, place.weights) for _ in range(2))
     quantizers = quantizers_of(plan, profile)

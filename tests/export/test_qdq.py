@@ -31,6 +31,7 @@ from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.gates import gate_regions
+from edgeattn.quant.learned_rounding import learn_rounding
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
@@ -96,6 +97,25 @@ def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None
         assert found.largest_lsb <= 1
         assert found.share_different < 0.005
         assert found.tensors > 25
+
+
+def test_learned_roundings_reach_the_file_and_torch_alike() -> None:
+    edge = make_edge("coord", materialize=True)
+    export = export_float(edge, SHAPE)
+    place = place_quantizers(export.model, gate_regions(edge, "int8"))
+    plan = make_plan(export.model, make_images(8), QUICK, gate_regions(edge, "int8"))
+    fixed = fixed_constants(edge, export)
+    found = learn_rounding(plan, Graph(export.model), place, make_images(8), 10, None, fixed)
+    assert found.changed > 0.1 * found.weights
+    for profile in PROFILES:
+        adjusted = _adjusted(export, found.plan, profile)
+        quantized = attach_fake_quant(write_constants(edge, export, adjusted), export, found.plan, profile)
+        rounded = emit_qdq(export.model, found.plan, profile)
+        assert check_export(quantized, rounded, make_images(2, seed=1)).largest_lsb <= 1
+        # The check tells roundings apart: the file with nearest integers is another one.
+        unrounded = found.plan.model_copy(update={"roundings": {}})
+        with pytest.raises(ParityError):
+            check_export(quantized, emit_qdq(export.model, unrounded, profile), make_images(2, seed=1))
 
 
 # Exporting a network with Triplet Attention takes seconds: by default, only the form that CPUs prefer.

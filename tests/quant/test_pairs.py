@@ -14,7 +14,13 @@ from quant_networks import inverted_residual, pictures
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.measure.pair_saturation import prove_pair_saturation
 from edgeattn.quant.config import PtqConfig
-from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, pair_safe_scales, pair_weights, worst_pairs
+from edgeattn.quant.pairs import (
+    LARGEST_SAFE_PAIR,
+    pair_safe_scales,
+    pair_weights,
+    with_safe_pairs,
+    worst_pairs,
+)
 from edgeattn.quant.plan import quantize_weight
 from edgeattn.quant.ptq import make_plan
 from edgeattn.targets.reference import make_program
@@ -54,6 +60,18 @@ def test_safe_scales_are_safe_and_touch_only_what_needs_it(seed: int, shape: tup
     needed = worst_pairs(quantize_weight(weight, scales)) > LARGEST_SAFE_PAIR
     np.testing.assert_array_equal(safe != scales, needed)
     assert (safe / scales).max() < 2.1
+
+
+@given(st.integers(0, 10_000), st.sampled_from([(4, 6, 1, 1), (3, 3, 3, 3), (5, 8)]))
+def test_unsafe_pairs_get_their_safe_integers_back_and_others_stay(seed: int, shape: tuple[int, ...]) -> None:
+    random = np.random.default_rng(seed)
+    safe = random.integers(-64, 65, shape).astype(np.int8)
+    near = safe + random.integers(-1, 2, shape).astype(np.int8)
+    result = with_safe_pairs(near, safe)
+    assert worst_pairs(result).max() <= LARGEST_SAFE_PAIR
+    assert ((result == near) | (result == safe)).all()
+    # What no pair needs back stays: alone or beside its neighbour, 64 is small enough.
+    assert (result == near)[np.abs(near) <= 63].all()
 
 
 def test_depthwise_weights_are_left_alone() -> None:
