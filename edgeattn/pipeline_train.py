@@ -267,7 +267,8 @@ class _Preparation:
             trained = export_float(student, shape)
             learned = read_back(quantized, trained, plan, placement)
             graph, fixed = Graph(trained.model), fixed_constants(student, trained)
-            learned = fit_to_kernels(learned, graph, placement, images, recipe.quant.ptq, fixed)
+            counter = self._counter("exact grids")
+            learned = fit_to_kernels(learned, graph, placement, images, recipe.quant.ptq, fixed, counter)
             learned.save(folder / "plan.json")
             save_weights(student, folder / "qat.safetensors")
             return {"history": history_of(result, "qat")}

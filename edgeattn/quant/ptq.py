@@ -170,6 +170,7 @@ def fit_to_kernels(
     images: Images,
     config: PtqConfig,
     fixed: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
 ) -> QuantPlan:
     """Return a trained plan on grids that kernels take, with headroom or exact ones, as `make_plan` leaves one.
 
@@ -180,13 +181,15 @@ def fit_to_kernels(
         images: Calibration batches (1, C, H, W).
         config: What is wanted, and from how many batches biases are tuned to new grids.
         fixed: Weights and biases that nothing may change.
+        progress: Called with (done, total); tuning to exact grids takes minutes.
     """
     plan = coarsen_pools(plan, graph, place)
     if config.exact:
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
+        counter = JoinedProgress(progress)
         for profile in reversed(PROFILES) if config.tuning_steps else ():
-            steps = config.tuning_steps
-            plan = tune_plan(graph, plan, profile, place, images, steps, fixed_biases=fixed, ranges=False)
+            part, steps = counter.part(1 / len(PROFILES)), config.tuning_steps
+            plan = tune_plan(graph, plan, profile, place, images, steps, part, fixed, ranges=False)
         return whole_biases(plan, graph, place, fixed)
     return plan if config.headroom == "none" else _headroom(plan, graph, place, images, config).plan
 
