@@ -89,6 +89,7 @@ made_of_torch = (
     "edgeattn.export",
     "edgeattn.pipeline_catalogue_",
     "edgeattn.pipeline_float",
+    "edgeattn.pipeline_gate",
     "edgeattn.pipeline_train",
     "edgeattn.pipeline_tune",
 )
