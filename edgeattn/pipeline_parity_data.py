@@ -137,9 +137,8 @@ def load_parity_data(
         sets: tuple[ImageSet, ...] = (own.validation,)
         seen_sets: tuple[ImageSet, ...] = (own.train,)
         labelled = True
-        source = (
-            f"{own.spec.root.name if own.spec and own.spec.root else 'digits'}: validation split of the run"
-        )
+        name = own.spec.root.name if own.spec and own.spec.root else "digits"
+        source = f"{name}: {'both splits' if with_seen else 'validation split'} of the run"
     else:
         folder = data if data is not None else Path()
         parts, labelled = _folder_sets(folder, progress)

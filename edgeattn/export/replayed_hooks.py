@@ -55,7 +55,7 @@ class _ReplayingForward(ForwardWithHooks):  # type: ignore[misc]
 
     def __call__(self, images: torch.Tensor) -> Any:
         modules = self.__dict__.get("modules")
-        if modules is None:
+        if modules is None:  # not when this is made: in a copy the model is not whole by then
             self.__dict__ |= {"modules": list(self.model.modules()), "known": {}}
             modules = self.__dict__["modules"]
         known: dict[tuple[bool, ...], tuple[tuple[_Hook, ...], list[_Call]]] = self.__dict__["known"]

@@ -3,8 +3,8 @@
 The nearest step is best for a weight that errs alone. In a layer errors add up, and which way each one goes decides
 whether they cancel. As in Nagel et al., "Up or Down? Adaptive Rounding for Post-Training Quantization" (arXiv
 2004.10568), each weight gets a variable between its two neighbouring steps, a rectified sigmoid that a regularizer
-drives to one of them (`edgeattn.quant.rounding_search`). Layers are learned one after another: each reads what the quantized network before it gives, and
-is to write what the float network writes. Two things differ:
+drives to one of them (`edgeattn.quant.rounding_search`). Layers are learned one after another: each reads what the
+quantized network before it gives, and is to write what the float network writes. Two things differ:
 
 * The squared error of a layer's output is a quadratic form in its weights, made of second moments of its inputs. These
   are summed up once; a step then costs one product of matrices, however many images there are.

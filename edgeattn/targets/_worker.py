@@ -23,6 +23,7 @@ from edgeattn.targets.base import Outputs
 __all__ = ["Worker"]
 
 _LARGEST_HEADER = 1 << 20
+# OpenVINO compiles a network with attention for minutes under emulation, longer still on a busy machine.
 _START_SECONDS = 900.0
 _ANSWER_SECONDS = 300.0
 

@@ -66,10 +66,10 @@ def _exact(kind: str):  # type: ignore[no-untyped-def]
 
 
 def _exact_in_training(kind: str):  # type: ignore[no-untyped-def]
-    """As after training: the form computes weights from the float module's, and none may be adjusted."""
+    """As after training: the form computes weights and biases from the float module's; none may be adjusted."""
     edge = make_edge(kind)
     export = export_float(edge, SHAPE)
-    config = QUICK.model_copy(update={"exact": True})
+    config = QUICK.model_copy(update={"exact": True, "tuning_steps": 2})
     gates, fixed = gate_regions(edge, "int8"), fixed_constants(edge, export)
     assert fixed
     return edge, export, make_plan(export.model, make_images(16), config, gates, fixed=fixed)
