@@ -51,9 +51,9 @@ def tune(
     """Find the fastest exact forms of a recipe's attention here.
 
     Forms do not change the network's function. Gate policies do, so they are only put in order of speed;
-    a run with tune takes the fastest that keeps accept.agreement_min, and with tune.by_gate the fastest mix.
-    What is found is kept for this
-    machine, runtime and network, and reused. Where no device is, tensorrt-rtx ranks by the kernels that it builds.
+    a run with tune takes the fastest that keeps accept's bounds, and with tune.by_gate the fastest mix. What is found
+    is kept for this machine, runtime and network, and reused. Where no device is, tensorrt-rtx ranks by the kernels
+    that it builds.
     """
     changes = list(overrides or ())
     request = load_request(recipe, changes)
@@ -71,11 +71,13 @@ def tune(
 
     store = TuningStore()
     gates = None
+    if run is not None:
+        from edgeattn.pipeline_gates import gates_of_run, weights_of_run
+
+        weights_of_run(request, run)  # before minutes of measuring
     with make_progress() as progress:
         tuning = search(request, target=target, threads=threads, again=again, store=store, progress=progress)
         if run is not None:
-            from edgeattn.pipeline_gates import gates_of_run
-
             gates = gates_of_run(request, run, tuning, again=again, store=store, progress=progress)
     if as_json:
         both = (

@@ -16,7 +16,7 @@ from typing import Any, cast
 from torch import nn
 
 from edgeattn.data import CalibrationSet, load_calibration, load_dataset
-from edgeattn.errors import RecipeError
+from edgeattn.errors import DataError, RecipeError
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.models import load_weights, to_edge_form
 from edgeattn.pipeline_bounds import calibration_config
@@ -30,7 +30,7 @@ from edgeattn.quant.plan import Profile
 from edgeattn.recipe import Recipe
 from edgeattn.targets import get_target
 
-__all__ = ["choose_gates", "gate_choices", "gates_of_run", "quantizable"]
+__all__ = ["choose_gates", "gate_choices", "gates_of_run", "quantizable", "weights_of_run"]
 
 
 def quantizable(
@@ -72,6 +72,28 @@ def gate_choices(
     return [GateChoice(record.policy, record.gates)], record
 
 
+def weights_of_run(recipe: Recipe, folder: Path) -> tuple[Path, bool]:
+    """Return the float weights that `gates_of_run` takes, and whether they must fill the whole network.
+
+    Raises:
+        RecipeError: If the recipe does not ask for policies by gate.
+        DataError: If the folder holds no trained network.
+    """
+    if recipe.tune is None or not recipe.tune.by_gate:
+        raise RecipeError(
+            "Policies by gate are not asked for: set tune.by_gate to true, or leave the run out."
+        )
+    if recipe.train is None and recipe.model.weights is not None:
+        return recipe.model.weights, False
+    weights = folder / "float.safetensors"
+    if not weights.is_file():
+        raise DataError(
+            f"{folder} holds no float.safetensors: it is no run of this recipe that trained. Give the folder of one, "
+            "as `edgeattn run RECIPE --out RUN` makes it."
+        )
+    return weights, True
+
+
 def gates_of_run(
     recipe: Recipe,
     folder: Path,
@@ -93,16 +115,10 @@ def gates_of_run(
 
     Raises:
         RecipeError: If the recipe does not ask for policies by gate.
-        ModelError: If the weights are missing, or are not those of the recipe's network.
+        DataError: If the folder holds no trained network.
+        ModelError: If the weights are not those of the recipe's network.
     """
-    if recipe.tune is None or not recipe.tune.by_gate:
-        raise RecipeError(
-            "Policies by gate are not asked for: set tune.by_gate to true, or leave the run out."
-        )
-    if recipe.train is None and recipe.model.weights is not None:
-        weights, strict = recipe.model.weights, False
-    else:
-        weights, strict = folder / "float.safetensors", True
+    weights, strict = weights_of_run(recipe, folder)
     splits = load_dataset(recipe.data, Path())
     network = build_network(recipe, recipe.model.num_classes or splits.num_classes, identity=False).eval()
     load_weights(network, weights, strict=strict)

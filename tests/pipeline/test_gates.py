@@ -204,6 +204,21 @@ def test_a_search_without_a_choice_is_refused(spec: str, said: str) -> None:
         load_recipe(RECIPE, [*SMALL, f"tune={spec}"])
 
 
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [("{}", "set tune.by_gate to true"), ("{by_gate: true}", "holds no float.safetensors")],
+)
+def test_a_run_that_cannot_tell_is_refused_before_anything_is_measured(
+    spec: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
+    arguments = ["tune", str(RECIPE), "--set", f"tune={spec}", "--run", str(tmp_path)]
+    done = CliRunner().invoke(app, arguments)
+    assert done.exit_code == 2
+    assert said in " ".join(done.output.split())
+    assert not (tmp_path / "cache").exists(), "nothing was measured"
+
+
 RUN = (
     "attention={kind: eca, where: [features.3.conv, features.8.conv, features.9.conv]}",
     "quant.ptq={tuning_steps: 0, nncf: false, importance: false}",
