@@ -51,7 +51,14 @@ def replay_hooks(wrapped: nn.Module) -> None:
 
 
 class _ReplayingForward(ForwardWithHooks):  # type: ignore[misc]
-    """Calls of the module; in its attributes, by which modules are in training mode, the operations."""
+    """Calls of the module; in its attributes, by which modules are in training mode, the operations.
+
+    Attributes:
+        convolution: What computes ``torch.conv2d`` once the operations are known; hooks act on its arguments and
+            result.
+    """
+
+    convolution: Callable[..., torch.Tensor] = staticmethod(torch.conv2d)
 
     def __call__(self, images: torch.Tensor) -> Any:
         modules = self.__dict__.get("modules")
@@ -69,7 +76,7 @@ class _ReplayingForward(ForwardWithHooks):  # type: ignore[misc]
         at_input, calls = known[key]
         for hook in at_input:
             images = hook(images)
-        with _Replaying(calls) as replaying:
+        with _Replaying(calls, self.convolution) as replaying:
             result = self.orig_forward(images)
         replaying.finish()
         return result
@@ -139,9 +146,10 @@ class _Recording(FunctionHookMode):  # type: ignore[misc]
 
 
 class _Replaying(TorchFunctionMode):
-    def __init__(self, calls: Sequence[_Call]) -> None:
+    def __init__(self, calls: Sequence[_Call], convolution: Callable[..., torch.Tensor]) -> None:
         super().__init__()
         self._calls = calls
+        self._convolution = convolution
         self._next = 0
 
     def __torch_function__(
@@ -168,6 +176,8 @@ class _Replaying(TorchFunctionMode):
             for port, hook in before:
                 values[port] = hook(values[port])
             args = tuple(values)
+        if func is torch.conv2d:
+            func = self._convolution
         result = func(*args, **kwargs)
         for hook in after:
             result = hook(result)

@@ -1,7 +1,8 @@
-"""The order of a module's weights in memory while it trains.
+"""The order of a module's weights in memory while it trains, and the kernels that go with it.
 
-With channels last, depthwise and pointwise convolutions train about 1.6 times as fast on CPUs. Some modules
-cannot take it (a `view` across channels and pixels), so it is tried before it is used.
+With channels last, depthwise and pointwise convolutions train about 1.6 times as fast on CPUs, and where maps are
+small about twice as fast once more (`edgeattn.train.small_maps`). Some modules cannot take it (a `view` across
+channels and pixels), so it is tried before it is used.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
+
+from edgeattn.train.small_maps import use_small_map_kernels
 
 __all__ = ["choose_layout", "use_layout"]
 
@@ -61,7 +64,10 @@ def _try(model: nn.Module, inputs: Tensor) -> Tensor:
 
 @contextlib.contextmanager
 def use_layout(model: nn.Module, layout: torch.memory_format) -> Iterator[None]:
-    """Keep the module's four-dimensional weights in `layout`, and leave them contiguous."""
+    """Keep the module's four-dimensional weights in `layout`, and leave them contiguous.
+
+    With channels last, convolutions of small maps take their own kernels.
+    """
     if layout is torch.contiguous_format:
         yield
         return
@@ -72,7 +78,8 @@ def use_layout(model: nn.Module, layout: torch.memory_format) -> Iterator[None]:
             warnings.filterwarnings(
                 "ignore", message="grad and param do not obey the gradient layout contract"
             )
-            yield
+            with use_small_map_kernels(model):
+                yield
     finally:
         _convert(model, torch.contiguous_format)
 

@@ -12,6 +12,8 @@ from torch import nn
 
 from edgeattn.errors import ModelError
 from edgeattn.export.replayed_hooks import replay_hooks
+from edgeattn.train import small_maps
+from edgeattn.train.small_maps import use_small_map_kernels
 
 
 class _Scaled(nn.Module):
@@ -79,6 +81,33 @@ def test_outputs_gradients_and_buffers_are_the_same_bit_for_bit() -> None:
     expected, got = _outputs(by_name, calls=3), _outputs(by_count, calls=3)
     assert len(expected) == len(got) > 30
     assert all(torch.equal(one, other) for one, other in zip(expected, got, strict=True))
+
+
+def test_hooks_act_where_small_maps_have_kernels_of_their_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken = []
+    matrix_product = torch.nn.functional.linear
+
+    def counted(*args: torch.Tensor) -> torch.Tensor:
+        taken.append(args)
+        return matrix_product(*args)
+
+    monkeypatch.setattr(small_maps.F, "linear", counted)
+    usual, small, named = _hooked(), _hooked(), _hooked()
+    replay_hooks(usual)
+    replay_hooks(small)
+    expected = _outputs(usual, calls=3)
+    assert not taken
+    with use_small_map_kernels(named):
+        same = _outputs(named, calls=3)
+    assert not taken
+    with use_small_map_kernels(small):
+        got = _outputs(small, calls=3)
+    assert len(taken) == 2 * (2 + 2)  # two pointwise convolutions; the first call of each mode takes names
+    assert small.forward.convolution is torch.conv2d
+    assert len(expected) == len(got) == len(same) > 30
+    for one, other, third in zip(expected, got, same, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-4)
+        assert torch.equal(one, third)
 
 
 def test_every_hook_acts_in_calls_that_count() -> None:

@@ -1,0 +1,176 @@
+"""Convolutions of maps of a few pixels, as training on a CPU computes them fast.
+
+Mobile networks on small images end in maps of 1x1 to 4x4 pixels. There PyTorch's CPU convolutions are slow:
+
+* Where a map is smaller than the kernel, oneDNN has no kernel of its own for the weights' gradient of a depthwise
+  convolution and falls back to one matrix product for each image and channel (``x64:gemm:jit`` in what
+  ``ONEDNN_VERBOSE=1`` prints): 480 channels of 2x2 pixels take nine times as long as a sum for each tap.
+* A pointwise convolution reorders its weights at every call; a matrix product of the same numbers does not, and takes
+  half the time.
+
+Values and gradients are those of `torch.conv2d`, up to the order of float sums.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+__all__ = ["conv2d", "use_small_map_kernels"]
+
+_MOST_PIXELS = 16
+"""Of a map whose pointwise convolution is a matrix product: beyond, oneDNN's blocking wins."""
+_PLAIN = ((1, 1), (0, 0))
+"""Stride and padding."""
+
+
+@contextlib.contextmanager
+def use_small_map_kernels(model: nn.Module) -> Iterator[None]:
+    """Let the convolution modules of a model compute small maps the fast way.
+
+    A module that runs hooks on `torch.conv2d` sees that function as before; one that can run another in its place has
+    ``forward.convolution`` (`edgeattn.export.replayed_hooks`).
+    """
+    # A TorchFunctionMode would reach functional calls too, but every function and property of a tensor runs through
+    # it: a sixth of a training step of a small network.
+    modules = [
+        module
+        for module in model.modules()
+        if type(module) is nn.Conv2d and module.padding_mode == "zeros" and "forward" not in vars(module)
+    ]
+    forward: Any = model.forward
+    replaces = hasattr(forward, "convolution")
+    before = forward.convolution if replaces else None
+    try:
+        for module in modules:
+            module.forward = _forward_of(module)  # type: ignore[assignment,method-assign]
+        if replaces:
+            forward.convolution = conv2d
+        yield
+    finally:
+        for module in modules:
+            vars(module).pop("forward", None)
+        if replaces:
+            forward.convolution = before
+
+
+def _forward_of(module: nn.Conv2d) -> Callable[[Tensor], Tensor]:
+    def forward(input: Tensor) -> Tensor:
+        # Who watches functions must see this one by its name.
+        watched = torch._C._len_torch_function_stack() > 0
+        function = torch.conv2d if watched else conv2d
+        return function(
+            *(
+                input,
+                module.weight,
+                module.bias,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+            )
+        )
+
+    return forward
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: str | int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """Compute `torch.conv2d`; its arguments and errors.
+
+    The result of a pointwise convolution of a small map is in channels-last order, whatever the input's.
+    """
+    usual = input.dim() == 4 and input.device.type == "cpu" and not isinstance(padding, str)
+    if usual and _pair(dilation) == (1, 1):
+        height, width = input.shape[2:]
+        pointwise = groups == 1 and weight.shape[2:] == (1, 1) and (_pair(stride), _pair(padding)) == _PLAIN
+        if pointwise and height * width <= _MOST_PIXELS:
+            return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
+        depthwise = weight.shape[1] == 1 and groups == weight.shape[0] == input.shape[1]
+        small = height < weight.shape[2] or width < weight.shape[3]
+        if depthwise and small and weight.requires_grad and torch.is_grad_enabled():
+            product = _small_depthwise(input, weight, _pair(stride), _pair(padding))
+            return product if bias is None else product + bias[:, None, None]
+    return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
+
+
+def _pair(value: int | Sequence[int] | str) -> tuple[int, int]:
+    if isinstance(value, int):
+        return value, value
+    first, *rest = (int(item) for item in value)
+    return first, rest[0] if rest else first
+
+
+def _small_depthwise(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
+    kernel = tuple(weight.shape[2:])
+    if x.shape[2:] == (1, 1) and kernel == (
+        2 * padding[0] + 1,
+        2 * padding[1] + 1,
+    ):  # one tap lies on the map
+        return x * weight[:, 0, padding[0], padding[1]][:, None, None]
+    result: Tensor = _SmallDepthwise.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
+    return result
+
+
+class _SmallDepthwise(torch.autograd.Function):
+    """A depthwise convolution whose weights' gradient is one sum for each tap of the kernel."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+    ) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.stride, ctx.padding = stride, padding
+        return torch.conv2d(x, weight, None, stride, padding, 1, len(weight))
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        x, weight = ctx.saved_tensors
+        of_x = of_weight = None
+        if ctx.needs_input_grad[0]:
+            of_x = torch.ops.aten.convolution_backward(
+                *(gradient, x, weight, None, ctx.stride, ctx.padding, (1, 1), False, (0, 0), len(weight)),
+                (True, False, False),
+            )[0]
+        if ctx.needs_input_grad[1]:
+            of_weight = _gradient_of_taps(gradient, x, weight, ctx.stride, ctx.padding)
+        return of_x, of_weight, None, None
+
+
+def _gradient_of_taps(
+    gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
+) -> Tensor:
+    result = torch.zeros_like(weight)
+    rows, columns = (
+        [
+            _overlap(tap, x.shape[axis], gradient.shape[axis], stride[axis - 2], padding[axis - 2])
+            for tap in range(weight.shape[axis])
+        ]
+        for axis in (2, 3)
+    )
+    for i, (out_rows, in_rows) in enumerate(rows):
+        for j, (out_columns, in_columns) in enumerate(columns):
+            if out_rows.start < out_rows.stop and out_columns.start < out_columns.stop:
+                read = gradient[:, :, out_rows, out_columns] * x[:, :, in_rows, in_columns]
+                result[:, 0, i, j] = read.sum(dim=(0, 2, 3))
+    return result
+
+
+def _overlap(tap: int, size: int, out_size: int, stride: int, padding: int) -> tuple[slice, slice]:
+    """Return the outputs that a tap reaches from inside the map, and what it reads there; both empty if there are none."""
+    first = max(0, -((tap - padding) // stride))
+    end = max(first, min(out_size, (size - 1 - tap + padding) // stride + 1))
+    begin = first * stride + tap - padding
+    return slice(first, end), slice(begin, begin + max(0, end - first - 1) * stride + 1, stride)
