@@ -75,17 +75,33 @@ class Graph:
         """Names of the graph's inputs, constants excluded."""
         return [item.name for item in self.inputs]
 
+    @property
+    def producer(self) -> dict[str, NodeProto]:
+        """The node that writes each tensor."""
+        return self._maps()[0]
+
+    @property
+    def consumers(self) -> dict[str, list[NodeProto]]:
+        """The nodes that read each tensor, in the order of nodes."""
+        return self._maps()[1]
+
     def reindex(self) -> None:
-        """Rebuild the producer and consumer maps after nodes changed."""
-        self.producer: dict[str, NodeProto] = {}
-        self.consumers: dict[str, list[NodeProto]] = {}
-        for node in self.nodes:
-            for name in node.output:
-                if name:
-                    self.producer[name] = node
-            for name in node.input:
-                if name:
-                    self.consumers.setdefault(name, []).append(node)
+        """Say that nodes changed: the producer and consumer maps are rebuilt when they are next asked for."""
+        self._index: tuple[dict[str, NodeProto], dict[str, list[NodeProto]]] | None = None
+
+    def _maps(self) -> tuple[dict[str, NodeProto], dict[str, list[NodeProto]]]:
+        if self._index is None:
+            producer: dict[str, NodeProto] = {}
+            consumers: dict[str, list[NodeProto]] = {}
+            for node in self.nodes:
+                for name in node.output:
+                    if name:
+                        producer[name] = node
+                for name in node.input:
+                    if name:
+                        consumers.setdefault(name, []).append(node)
+            self._index = producer, consumers
+        return self._index
 
     def constant(self, name: str) -> Array | None:
         """Return a constant's value, or None for an activation."""
@@ -121,23 +137,25 @@ class Graph:
 
     def add(self, nodes: Iterable[NodeProto], place: int | None = None) -> None:
         """Put nodes into the graph, at the end or before `place`, without indexing everything anew."""
+        producer, consumers = self._maps()
         new = list(nodes)
         where = len(self.nodes) if place is None else place
         self.nodes[where:where] = new
         for node in new:
-            self.producer.update((name, node) for name in node.output if name)
+            producer.update((name, node) for name in node.output if name)
             for name in node.input:
                 if name:
-                    self.consumers.setdefault(name, []).append(node)
+                    consumers.setdefault(name, []).append(node)
 
     def reroute(self, old: str, new: str, nodes: Iterable[NodeProto]) -> None:
         """Make indexed consumers of `old` read `new`: `replace_input` at the cost of these nodes only."""
+        consumers = self.consumers
         for node in nodes:
             for index, name in enumerate(node.input):
                 if name == old:
                     node.input[index] = new
-                    self.consumers.setdefault(new, []).append(node)
-            self.consumers[old] = [user for user in self.consumers.get(old, []) if user is not node]
+                    consumers.setdefault(new, []).append(node)
+            consumers[old] = [user for user in consumers.get(old, []) if user is not node]
 
     def rename(self, names: Mapping[str, str]) -> None:
         """Rename tensors throughout; graph inputs and outputs keep their names."""

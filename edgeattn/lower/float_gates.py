@@ -39,6 +39,8 @@ class FloatGates(EveryGraph):
         changed = False
         for quantize in _inner_pairs(graph):
             changed |= _remove(graph, quantize)
+        if changed:
+            graph.sort()
         for node in _gate_nodes(graph):
             if node.op_type in _CONVOLUTIONS:
                 changed |= _dequantize_weight(graph, node)
@@ -122,9 +124,7 @@ def _remove(graph: Graph, quantize: NodeProto) -> bool:
         graph.nodes.append(helper.make_node("Clip", [name, *bounds], [clipped], name=clipped))
         quantize.input[0] = clipped
         graph.reindex()
-    removed = remove_pair(graph, quantize)
-    graph.sort()
-    return removed
+    return remove_pair(graph, quantize)
 
 
 def _dequantize_weight(graph: Graph, node: NodeProto) -> bool:

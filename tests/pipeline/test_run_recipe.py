@@ -25,6 +25,13 @@ QUICKER = (
     "accept={}",
     "targets=[ort-cpu, openvino-cpu]",
 )
+# Where calibration is not what is looked at: ranges only.
+RANGES = (
+    *QUICKER,
+    "quant.mode=ptq",
+    "quant.ptq={nncf: false, importance: false, equalization: false, headroom: none, tuning_steps: 0}",
+    "targets=[ort-cpu]",
+)
 
 
 class Notes:
@@ -103,9 +110,7 @@ def test_a_second_run_repeats_no_stage(finished: tuple[Path, Report]) -> None:
 def test_another_training_is_trained_anew(finished: tuple[Path, Report], tmp_path: Path) -> None:
     out, _ = finished
     notes = Notes()
-    recipe = load_recipe(
-        _recipes() / "quickstart.yaml", (*QUICKER, "train.learning_rate=0.001", "quant.mode=ptq")
-    )
+    recipe = load_recipe(_recipes() / "quickstart.yaml", (*RANGES, "train.learning_rate=0.001"))
     state = tmp_path / "stages.json"
     state.write_bytes((out / "stages.json").read_bytes())
     report = run_recipe(recipe, tmp_path, progress=notes)
@@ -140,8 +145,7 @@ def test_an_unavailable_target_does_not_stop_the_others(tmp_path: Path) -> None:
     recipe = load_recipe(
         _recipes() / "quickstart.yaml",
         (
-            *QUICKER,
-            "quant.mode=ptq",
+            *RANGES,
             "train.epochs=0",
             "attention.kind=none",
             "attention.options={}",
@@ -156,14 +160,7 @@ def test_an_unavailable_target_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_a_missed_bound_fails_the_verdict_with_its_figure(tmp_path: Path) -> None:
     recipe = load_recipe(
-        _recipes() / "quickstart.yaml",
-        (
-            *QUICKER[:-2],
-            "quant.mode=ptq",
-            "train.epochs=0",
-            "accept={float_top1_min: 1.0}",
-            "targets=[ort-cpu]",
-        ),
+        _recipes() / "quickstart.yaml", (*RANGES, "train.epochs=0", "accept={float_top1_min: 1.0}")
     )
     report = run_recipe(recipe, tmp_path)
     assert report.verdict == "fail"
@@ -172,8 +169,7 @@ def test_a_missed_bound_fails_the_verdict_with_its_figure(tmp_path: Path) -> Non
     assert reason.got == report.fp32.top1
 
 
-def _command(out: Path, *more: str) -> list[str]:
-    settings = [item for value in (*QUICKER, *more) for item in ("--set", value)]
+def _command(out: Path, *settings: str) -> list[str]:
     return [
         sys.executable,
         "-m",
@@ -182,13 +178,13 @@ def _command(out: Path, *more: str) -> list[str]:
         str(_recipes() / "quickstart.yaml"),
         "--out",
         str(out),
-        *settings,
+        *(item for setting in settings for item in ("--set", setting)),
     ]
 
 
 def test_ctrl_c_says_how_to_go_on_and_the_next_run_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = _command(out, "quant.mode=ptq", "targets=[ort-cpu]", "train.epochs=3")
+    command = _command(out, *RANGES, "train.epochs=3")
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -220,9 +216,7 @@ def test_a_full_disk_is_said_and_leaves_nothing_half_written(tmp_path: Path) -> 
     if mounted.returncode:
         pytest.skip("a small disk needs the right to mount one")
     try:
-        command = _command(
-            disk / "run", "quant.mode=ptq", "targets=[ort-cpu]", "train.epochs=0", "model.width=1.0"
-        )
+        command = _command(disk / "run", *RANGES, "train.epochs=0", "model.width=1.0")
         done = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
         assert done.returncode == 1
         assert "disk is full" in done.stderr
@@ -248,7 +242,7 @@ def test_a_mistyped_request_names_the_close_match(override: str, message: str) -
 def test_calibration_images_may_not_be_measured(tmp_path: Path) -> None:
     recipe = load_recipe(
         _recipes() / "quickstart.yaml",
-        (*QUICKER, "data.split_seed=5", "train.epochs=0", "quant.mode=ptq"),
+        (*RANGES, "data.split_seed=5", "train.epochs=0"),
     )
     with pytest.raises(DataError):
         run_recipe(recipe, tmp_path)
@@ -257,7 +251,7 @@ def test_calibration_images_may_not_be_measured(tmp_path: Path) -> None:
 def test_json_output_holds_json_only(finished: tuple[Path, Report]) -> None:
     out, report = finished
     done = subprocess.run(
-        [*_command(out), "--json"],
+        [*_command(out, *QUICKER), "--json"],
         capture_output=True,
         text=True,
         timeout=180,

@@ -27,7 +27,7 @@ from edgeattn.targets.jetson_ssh import JetsonSsh
 from edgeattn.targets.tensorrt_rtx import TensorRtRtx
 
 SMALL = ("model.width=0.1", "train.epochs=0", "targets=[ort-cpu]", "quant.mode=ptq", "accept={}")
-BRIEF = TimingPlan(warmup_runs=1, min_runs=16, min_seconds=1.0)
+BRIEF = TimingPlan(warmup_runs=1, min_runs=16, min_seconds=0.2)
 
 
 def recipe(*overrides: str) -> Recipe:
