@@ -19,6 +19,11 @@ OVER_ONE_SHARE = 1e-3
 TOP1_SPREAD = 0.002
 """Largest distance between the top-1 of two targets of one profile."""
 
+_ROUNDING_HINT = (
+    "; given the same inputs no layer of either differs by more than rounding: with quant.ptq.exact: true in the recipe "
+    "their convolutions have nothing to round"
+)
+
 
 def top1_spread(targets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """Return, by profile, how far top-1 of its targets lies apart; nothing without labels or with one target.
@@ -52,8 +57,11 @@ def judge_parity(result: Mapping[str, Any], logits: Mapping[str, NDArray[np.floa
         if both["same_profile"]:
             first, second = pair.split("/")
             parity = compare_outputs(logits[first], logits[second])
-            judged = judge(AcceptBounds(agreement_min=AGREEMENT_BETWEEN), parity).reasons
-            reasons += [{"about": pair, **reason.to_json()} for reason in judged]
+            for reason in judge(AcceptBounds(agreement_min=AGREEMENT_BETWEEN), parity).reasons:
+                item = {"about": pair, **reason.to_json()}
+                if not reason.passed and _only_rounds(targets[first]) and _only_rounds(targets[second]):
+                    item["text"] += _ROUNDING_HINT
+                reasons.append(item)
     reasons += [
         _judge_layers(label, entry["layers"]) for label, entry in targets.items() if entry.get("layers")
     ]
@@ -66,6 +74,12 @@ def judge_parity(result: Mapping[str, Any], logits: Mapping[str, NDArray[np.floa
         text = "nothing was compared: fewer than two targets of one profile ran, and no layers"
         reasons.append(_reason("parity", "status", None, None, text, passed=False))
     return {"passed": all(reason["passed"] for reason in reasons), "reasons": reasons}
+
+
+def _only_rounds(entry: Mapping[str, Any]) -> bool:
+    """Return whether a target's layers were compared, and what they differ by is rounding."""
+    layers = (entry.get("layers") or {}).get("layers", [])
+    return bool(layers) and not any(layer["finding"]["is_error"] for layer in layers)
 
 
 def _judge_layers(label: str, layers: Mapping[str, Any]) -> dict[str, Any]:

@@ -77,3 +77,16 @@ def test_nothing_compared_is_not_passed() -> None:
     verdict = judge_parity(_result(10, {"a": 0.9}), _logits(10, "a"))
     assert not verdict["passed"]
     assert "nothing was compared" in verdict["reasons"][0]["text"]
+
+
+@pytest.mark.parametrize("cause", ["rounding", "wrong_scale", None])
+def test_engines_that_rounding_parts_are_told_of_exact_grids(cause: str | None) -> None:
+    finding = {"is_error": cause == "wrong_scale", "cause": cause, "evidence": "evidence"}
+    layers = [{"name": "conv", "module": "conv", "over_one_share": 0.0, "finding": finding}]
+    result = _result(1000, {"a": 0.9, "b": 0.9})
+    for entry in result["targets"].values():
+        entry["layers"] = None if cause is None else {"layers": layers}
+    for wrong in (0, 6):
+        reasons = judge_parity(result, _logits(1000, "ab", wrong=wrong))["reasons"]
+        told = ["quant.ptq.exact" in reason["text"] for reason in reasons if reason["metric"] == "agreement"]
+        assert told == [wrong == 6 and cause == "rounding"]
