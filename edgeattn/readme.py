@@ -96,7 +96,10 @@ def keep_report(run: Path, folder: Path) -> Path:
 
 def _results(root: Path) -> str:
     reports = _saved_reports(root)
-    rows = [row for report in reports for row in _result_rows(report)]
+    machines = sorted({_machine(report) for report in reports})
+    rows = [
+        (*row, str(1 + machines.index(_machine(report)))) for report in reports for row in _result_rows(report)
+    ]
     if not rows:
         return "No run is saved yet: `edgeattn readme --keep runs/quickstart` saves one."
     header = (
@@ -109,14 +112,14 @@ def _results(root: Path) -> str:
         "SQNR",
         "INT8 p50",
         "speed-up",
+        "machine",
     )
-    machines = sorted({_machine(report) for report in reports})
     return (
         _markdown(header, rows, left=2)
         + "\n\nBatch 1. Delta in points of top-1; agreement is the share of images with FP32's answer; speed-up is the "
         "median of FP32 over INT8 measured in alternation, with its 95 % interval. Where an engine could only be "
-        "built, its accuracy is that of the same QDQ file in another runtime (marked *). Measured on: "
-        + "; ".join(machines)
+        "built, its accuracy is that of the same QDQ file in another runtime (marked *). Machines: "
+        + "; ".join(f"{number} {machine}" for number, machine in enumerate(machines, start=1))
         + "."
     )
 
