@@ -98,7 +98,9 @@ def _results(root: Path) -> str:
     reports = _saved_reports(root)
     machines = sorted({_machine(report) for report in reports})
     rows = [
-        (*row, str(1 + machines.index(_machine(report)))) for report in reports for row in _result_rows(report)
+        (*row, str(1 + machines.index(_machine(report))))
+        for report in reports
+        for row in _result_rows(report)
     ]
     if not rows:
         return "No run is saved yet: `edgeattn readme --keep runs/quickstart` saves one."

@@ -64,17 +64,8 @@ def _forward_of(module: nn.Conv2d) -> Callable[[Tensor], Tensor]:
         # Who watches functions must see this one by its name.
         watched = torch._C._len_torch_function_stack() > 0
         function = torch.conv2d if watched else conv2d
-        return function(
-            *(
-                input,
-                module.weight,
-                module.bias,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
-            )
-        )
+        settings = (module.stride, module.padding, module.dilation, module.groups)
+        return function(input, module.weight, module.bias, *settings)
 
     return forward
 
@@ -114,11 +105,8 @@ def _pair(value: int | Sequence[int] | str) -> tuple[int, int]:
 
 
 def _small_depthwise(x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]) -> Tensor:
-    kernel = tuple(weight.shape[2:])
-    if x.shape[2:] == (1, 1) and kernel == (
-        2 * padding[0] + 1,
-        2 * padding[1] + 1,
-    ):  # one tap lies on the map
+    same_size = tuple(weight.shape[2:]) == (2 * padding[0] + 1, 2 * padding[1] + 1)
+    if same_size and x.shape[2:] == (1, 1):  # one tap lies on the map
         return x * weight[:, 0, padding[0], padding[1]][:, None, None]
     result: Tensor = _SmallDepthwise.apply(x, weight, stride, padding)  # type: ignore[no-untyped-call]
     return result
