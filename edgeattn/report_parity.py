@@ -59,7 +59,7 @@ def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
         ) from exc
     recipe: Any = report.recipe
     exact = bool(recipe.get("quant", {}).get("ptq", {}).get("exact", False))
-    name = f"{report.name}{'_exact' if exact else ''}"
+    name = f"{report.name}{'.exact' if exact else ''}"
     path = folder / f"{name}.json"
     kept = _entries(path) if path.is_file() else []
     kept = [other for other in kept if set(other["targets"]) != set(entry["targets"])]
@@ -77,7 +77,7 @@ def parity_rows(folder: Path) -> list[tuple[str, ...]]:
     for path in sorted(folder.glob("*.json")):
         for entry in _entries(path):
             try:
-                rows.append((path.stem.removesuffix("_exact"), *_row(entry)))
+                rows.append((path.stem.removesuffix(".exact"), *_row(entry)))
             except (KeyError, TypeError, ValueError) as exc:
                 raise ArtifactError(f"{path} holds a comparison that is not whole: {exc!r}.") from exc
     return rows
