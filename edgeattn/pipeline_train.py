@@ -248,8 +248,10 @@ class _Preparation:
             "data": splits.fingerprint,
         }
         shape = (1, 3, self.size, self.size)
+        trained: FloatExport | None = None
 
         def train() -> dict[str, Any]:
+            nonlocal trained
             placement = place_quantizers(export.model, gates)
             quantized = attach_trainable(student, export, plan, placement)
             result = fit(
@@ -277,7 +279,8 @@ class _Preparation:
         self.training += done["history"]
         load_weights(student, folder / "qat.safetensors", strict=True)
         student.eval()
-        return _Quantized(QuantPlan.load(folder / "plan.json"), student, export_float(student, shape))
+        learned = QuantPlan.load(folder / "plan.json")
+        return _Quantized(learned, student, trained or export_float(student, shape))
 
     def _emit(
         self, quantized: _Quantized, calibration: CalibrationSet, profiles: Sequence[Profile]

@@ -41,6 +41,9 @@ __all__ = ["fit"]
 
 logger = logging.getLogger(__name__)
 
+_EVALUATED_PIXELS = 2**18
+"""Of a batch in evaluation: 256 images at 32x32, 28 at 96x96. Small images cost calls, large ones memory."""
+
 
 def fit(
     model: nn.Module,
@@ -283,7 +286,7 @@ class _Run:
                 self.model,
                 pixels[share],
                 labels[share],
-                batch_size=max(self.config.batch_size, 64),
+                batch_size=max(self.config.batch_size, _EVALUATED_PIXELS // self.preprocess.size**2, 16),
                 preprocess=self.preprocess,
             )
             correct, count = round(result.top1 * result.n), result.n
