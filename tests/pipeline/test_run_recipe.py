@@ -32,6 +32,7 @@ RANGES = (
     "quant.ptq={nncf: false, importance: false, equalization: false, headroom: none, tuning_steps: 0}",
     "targets=[ort-cpu]",
 )
+BARE = (*RANGES, "attention={kind: none}")
 
 
 class Notes:
@@ -99,14 +100,6 @@ def test_both_cpu_targets_answer_alike(finished: tuple[Path, Report]) -> None:
     assert abs(first - second) <= 0.1
 
 
-def test_a_second_run_repeats_no_stage(finished: tuple[Path, Report]) -> None:
-    out, _ = finished
-    notes = Notes()
-    again = run_recipe(load_recipe(_recipes() / "quickstart.yaml", QUICKER), out, progress=notes)
-    assert {stage.name: stage.resumed for stage in again.stages} == {"train": True, "ptq": True, "qat": True}
-    assert "train" not in notes.stages
-
-
 def test_another_training_is_trained_anew(finished: tuple[Path, Report], tmp_path: Path) -> None:
     out, _ = finished
     notes = Notes()
@@ -145,10 +138,8 @@ def test_an_unavailable_target_does_not_stop_the_others(tmp_path: Path) -> None:
     recipe = load_recipe(
         _recipes() / "quickstart.yaml",
         (
-            *RANGES,
+            *BARE,
             "train.epochs=0",
-            "attention.kind=none",
-            "attention.options={}",
             "targets=[tensorrt, ort-cpu]",
         ),
     )
@@ -160,7 +151,7 @@ def test_an_unavailable_target_does_not_stop_the_others(tmp_path: Path) -> None:
 
 def test_a_missed_bound_fails_the_verdict_with_its_figure(tmp_path: Path) -> None:
     recipe = load_recipe(
-        _recipes() / "quickstart.yaml", (*RANGES, "train.epochs=0", "accept={float_top1_min: 1.0}")
+        _recipes() / "quickstart.yaml", (*BARE, "train.epochs=0", "accept={float_top1_min: 1.0}")
     )
     report = run_recipe(recipe, tmp_path)
     assert report.verdict == "fail"
@@ -184,7 +175,7 @@ def _command(out: Path, *settings: str) -> list[str]:
 
 def test_ctrl_c_says_how_to_go_on_and_the_next_run_resumes(tmp_path: Path) -> None:
     out = tmp_path / "run"
-    command = _command(out, *RANGES, "train.epochs=3")
+    command = _command(out, *BARE, "train.epochs=3")
     process = subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
@@ -248,7 +239,7 @@ def test_calibration_images_may_not_be_measured(tmp_path: Path) -> None:
         run_recipe(recipe, tmp_path)
 
 
-def test_json_output_holds_json_only(finished: tuple[Path, Report]) -> None:
+def test_a_second_run_repeats_no_stage_and_prints_json_only(finished: tuple[Path, Report]) -> None:
     out, report = finished
     done = subprocess.run(
         [*_command(out, *QUICKER), "--json"],
@@ -259,4 +250,9 @@ def test_json_output_holds_json_only(finished: tuple[Path, Report]) -> None:
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
     assert done.returncode == 0, done.stderr
-    assert json.loads(done.stdout)["fingerprint"] == report.fingerprint
+    printed = json.loads(done.stdout)
+    assert printed["fingerprint"] == report.fingerprint
+    assert {stage["name"]: stage["resumed"] for stage in printed["stages"]} == dict.fromkeys(
+        ("train", "ptq", "qat"), True
+    )
+    assert "train  " not in done.stderr

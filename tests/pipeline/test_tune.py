@@ -155,7 +155,7 @@ def test_a_run_takes_the_fastest_policy_that_keeps_the_bound(
     monkeypatch.setenv("EDGEATTN_CACHE", str(tmp_path / "cache"))
     asked = recipe(
         "tune={}",
-        "attention={kind: eca}",
+        "attention={kind: se}",
         f"accept.agreement_min={bound}",
         "quant.ptq={tuning_steps: 0, nncf: false, importance: false}",
         "measure.limit=8",
@@ -176,18 +176,18 @@ def test_a_run_takes_the_fastest_policy_that_keeps_the_bound(
     if bound == 0.0:
         assert report.quant["gate_policy"] == timed.policies[0]
     # The report says what was built.
-    assert set(report.quant["edge_forms"].values()) == {timed.forms["eca"]}
+    assert set(report.quant["edge_forms"].values()) == {timed.forms["se"]}
     finished = [share for stage, share in stages if stage == "ptq" and share == 1.0]
     # A network of random weights agrees with itself now and then: the search may end early.
     assert 1 <= len(finished) <= tried
 
 
 def test_forms_are_chosen_for_dla_by_the_tables_without_building_anything(tmp_path: Path) -> None:
-    asked = recipe("attention.kind=cbam", "targets=[jetson-ssh]", "tune={rank_by: dla}")
+    asked = recipe("attention.kind=se", "targets=[jetson-ssh]", "tune={rank_by: dla}")
     tuning = tune(asked, store=TuningStore(tmp_path))
-    parts = {item.forms["cbam"]: (item.loadables or 0) + (item.gpu_parts or 0) for item in tuning.candidates}
-    assert set(parts) == set(attentions.get("cbam").edge_forms)
-    assert parts[tuning.forms["cbam"]] == min(parts.values())
+    parts = {item.forms["se"]: (item.loadables or 0) + (item.gpu_parts or 0) for item in tuning.candidates}
+    assert set(parts) == set(attentions.get("se").edge_forms)
+    assert parts[tuning.forms["se"]] == min(parts.values())
     # The plan tells the forms apart: the choice is one.
     assert len(set(parts.values())) > 1
     assert all(item.latency_ms is None and item.kernels is None for item in tuning.candidates)

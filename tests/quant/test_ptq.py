@@ -153,7 +153,7 @@ def test_tuning_s8_leaves_what_belongs_to_u8() -> None:
 
 CASES = [
     ("mobilenet_v2", "coord", "fixed"),
-    ("mobilenet_v2", "triplet", "int8"),
+    pytest.param("mobilenet_v2", "triplet", "int8", marks=pytest.mark.slow),
     ("mobilenet_v2", "eca", "float"),
     ("efficientnet_b0", "none", "int8"),
 ]
