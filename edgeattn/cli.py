@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -342,4 +343,8 @@ def version(as_json: JsonOption = False) -> None:
 
 def main() -> None:
     """Run the command line."""
-    app()
+    try:
+        app()
+    finally:
+        # It has said how it ended; a second Ctrl-C would only break off what libraries do at exit, with a traceback.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)

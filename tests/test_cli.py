@@ -195,6 +195,15 @@ def test_errors_end_with_their_code_and_one_message(
     assert result.stdout == ""
 
 
+def test_a_second_interrupt_does_not_break_off_the_exit() -> None:
+    program = (
+        "import atexit, os, signal, sys; from edgeattn.cli import main; "
+        "atexit.register(os.kill, os.getpid(), signal.SIGINT); sys.argv = ['edgeattn', '--help']; main()"
+    )
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_debug_shows_the_traceback(pipeline: FakePipeline, recipe: str, tmp_path: Path) -> None:
     pipeline.error = ZeroDivisionError("oops")
     result = invoke("--debug", "run", recipe, "--out", str(tmp_path))
