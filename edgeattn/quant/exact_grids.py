@@ -32,10 +32,18 @@ from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
-from edgeattn.quant.equalize import ChannelGroup, find_groups
+from edgeattn.quant.equalize import ChannelGroup, apply_channel_scales, find_groups
+from edgeattn.quant.folding import folding_shifts
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, pair_safe_scales, worst_pairs
 from edgeattn.quant.placement import Placement
-from edgeattn.quant.plan import ActivationRange, Profile, QuantPlan, follow_ranges, quantize_weight
+from edgeattn.quant.plan import (
+    PROFILES,
+    ActivationRange,
+    Profile,
+    QuantPlan,
+    follow_ranges,
+    quantize_weight,
+)
 from edgeattn.quant.simulation import batches_of, simulated
 from edgeattn.quant.torch_graph import quantizers_of
 
@@ -47,6 +55,9 @@ _MOST_BITS = 8
 _ACCUMULATOR_MARGIN = 2.0
 """Of images that were not looked at."""
 _ALMOST = 1e-6
+_LARGEST_CUT = 0.1
+"""Of a range in profile s8, in powers of two: what is cut instead of losing half of the levels. Its ranges are 127
+steps where those of u8 are 255, so one that fits u8 exactly is 0.006 short."""
 
 
 def exact_grids(
@@ -69,7 +80,10 @@ def exact_grids(
     # Other scales have other roundings.
     unrounded = plan.model_copy(update={"roundings": {}})
     snapped = _power_of_two_activations(unrounded, graph, place, fixed)
-    largest = _largest_sums(snapped, graph, place, images)
+    largest: dict[str, float] = {}
+    for profile in PROFILES:
+        for name, found in _largest_sums(snapped, graph, place, images, profile).items():
+            largest[name] = max(largest.get(name, 0.0), found)
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, snapped, "u8")
     weights = {}
@@ -83,9 +97,12 @@ def exact_grids(
 
 
 def count_exact(plan: QuantPlan) -> tuple[int, int]:
-    """Return how many activations of profile u8 have a power of two as step, and how many there are."""
-    scales = [item.params("u8").scale for item in plan.activations.values() if item.is_quantized("u8")]
-    return sum(map(_is_power_of_two, scales)), len(scales)
+    """Return how many activations have a power of two as step in every profile that quantizes them, of how many."""
+    steps = [
+        [item.params(profile).scale for profile in PROFILES if item.is_quantized(profile)]
+        for item in plan.activations.values()
+    ]
+    return sum(all(map(_is_power_of_two, scales)) for scales in steps), len(steps)
 
 
 def whole_biases(
@@ -93,7 +110,8 @@ def whole_biases(
 ) -> QuantPlan:
     """Return the plan with biases of whole accumulator steps, few enough of them to be exact in float32.
 
-    Layers that read a tensor without an exact grid keep their biases.
+    In profile s8 that holds for the biases with the zero points that were folded into them. Layers that read a tensor
+    without an exact grid keep their biases.
 
     Args:
         plan: From `exact_grids`, perhaps with other biases since.
@@ -101,28 +119,40 @@ def whole_biases(
         place: As for the plan.
         fixed: Constants that nothing may change, because the module behind the graph computes them.
     """
+    shifts = {profile: _whole_shifts(plan, graph, profile, fixed) for profile in PROFILES}
+    return plan.model_copy(update={"bias_shift": shifts})
+
+
+def _whole_shifts(
+    plan: QuantPlan, graph: Graph, profile: Profile, fixed: frozenset[str]
+) -> dict[str, list[float]]:
+    """Return the shifts of a profile's biases that make them whole."""
+    shifts = dict(plan.bias_shift.get(profile, {}))
     adjusted = Graph(graph.to_model())
-    apply_plan_constants(adjusted, plan, "u8")
-    shifts = dict(plan.bias_shift.get("u8", {}))
+    # Of profile u8, whose zero points stay, nothing is folded.
+    apply_plan_constants(adjusted, plan, profile)
+    folded = folding_shifts(adjusted, plan) if profile == "s8" else {}
+    plain = Graph(graph.to_model())
+    apply_channel_scales(plain, plan.channel_scales)
     for node in graph.nodes:
-        step = _accumulator_step(node, graph, plan)
-        if step is None or len(node.input) < 3 or node.input[2] not in adjusted.constants:
+        step = _accumulator_step(node, graph, plan, profile)
+        if step is None or len(node.input) < 3 or node.input[2] not in plain.constants:
             continue
-        if node.input[2] in fixed:
+        name = node.input[2]
+        if name in fixed or not _is_power_of_two(plan.activations[node.input[0]].params(profile).scale):
             continue
-        if not _is_power_of_two(plan.activations[node.input[0]].params("u8").scale):
+        origin = plain.constants[name].astype(np.float64)
+        if origin.shape != step.shape or len(graph.consumers[name]) != 1:
             continue
-        bias = adjusted.constants[node.input[2]].astype(np.float64)
-        if bias.shape != step.shape or len(graph.consumers[node.input[2]]) != 1:
-            continue
+        moved = folded.get(name, np.zeros(len(origin)))
+        bias = origin + np.asarray(shifts.get(name, 0.0)) + moved
         mantissa, _ = np.frexp(step)
         used = np.array([_bits(value) for value in mantissa])
         room = np.exp2(np.maximum(_MANTISSA_BITS - used, 1))
         coarse = np.exp2(np.ceil(np.maximum(np.log2(np.maximum(np.abs(bias / step), 1.0) / room), 0.0)))
         whole = np.rint(bias / (step * coarse)) * step * coarse
-        before = np.asarray(shifts.get(node.input[2], np.zeros(len(bias))))
-        shifts[node.input[2]] = (before + (whole - bias)).tolist()
-    return plan.model_copy(update={"bias_shift": {**plan.bias_shift, "u8": shifts}})
+        shifts[name] = (whole - moved - origin).tolist()
+    return shifts
 
 
 def _power_of_two_activations(
@@ -152,7 +182,7 @@ def _power_of_two_activations(
         for name in own:
             activations[name] = activations[name].times(1 / factor)
     for name, item in activations.items():
-        if name in exact and name not in followers and item.is_quantized("u8"):
+        if name in exact and name not in followers:
             activations[name] = _power_of_two(item)
     return plan.model_copy(
         update={
@@ -200,11 +230,14 @@ def _is_power_of_two(scale: float) -> bool:
 
 
 def _power_of_two(item: ActivationRange) -> ActivationRange:
-    """Return a range whose step is the next power of two and whose zero point is even."""
+    """Return a range whose steps are powers of two in both profiles, and whose zero point is even."""
     params = item.params("u8")
     step = 2.0 ** math.ceil(math.log2(params.scale) - _ALMOST)
     zero_point = 2 * round(params.zero_point / 2)
-    return item.model_copy(update={"low": -zero_point * step, "high": (255 - zero_point) * step})
+    limit = 127 * 2.0 ** math.ceil(math.log2(item.limit / 127) - _LARGEST_CUT)
+    return item.model_copy(
+        update={"low": -zero_point * step, "high": (255 - zero_point) * step, "limit": limit}
+    )
 
 
 def _short_scales(rows: NDArray[np.float32], scales: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
@@ -235,39 +268,68 @@ def _bits(mantissa: float) -> int:
     return bits
 
 
-def _accumulator_step(node: NodeProto, graph: Graph, plan: QuantPlan) -> NDArray[np.float64] | None:
+def _accumulator_step(
+    node: NodeProto, graph: Graph, plan: QuantPlan, profile: Profile
+) -> NDArray[np.float64] | None:
     """Return the real value of a step of a layer's sums, by output channel; None for float layers."""
     if node.op_type not in ("Conv", "Gemm") or node.input[1] not in plan.weights:
         return None
     source = node.input[0]
-    if source not in plan.activations or not plan.activations[source].is_quantized("u8"):
+    if source not in plan.activations or not plan.activations[source].is_quantized(profile):
         return None
-    scale = plan.activations[source].params("u8").scale
+    scale = plan.activations[source].params(profile).scale
     return scale * np.asarray(plan.weights[node.input[1]], np.float32).astype(np.float64)
 
 
 @torch.no_grad()
 def _largest_sums(
-    plan: QuantPlan, graph: Graph, place: Placement, images: Sequence[NDArray[np.float32]]
+    plan: QuantPlan,
+    graph: Graph,
+    place: Placement,
+    images: Sequence[NDArray[np.float32]],
+    profile: Profile,
 ) -> dict[str, float]:
-    """Return, by weight, the largest sum of a layer on the images in accumulator steps, bias included."""
-    network = simulated(graph, plan, "u8", place.weights)
-    quantizers = quantizers_of(plan, "u8")
+    """Return, by weight, the largest sum of a layer on the images in accumulator steps, bias included.
+
+    Where a profile leaves the convolution's branch of a residual sum in float, the other branch counts, too.
+    """
+    network = simulated(graph, plan, profile, place.weights)
+    quantizers = quantizers_of(plan, profile)
+    adjusted = Graph(graph.to_model())
+    apply_plan_constants(adjusted, plan, profile)
+    folded = folding_shifts(adjusted, plan) if profile == "s8" else {}
+    addends: dict[str, tuple[str, NDArray[np.float64], NDArray[np.float64]]] = {}
     largest: dict[str, float] = {}
     for batch in batches_of(network, images):
         values = {network.input_name: batch}
         for index, node in enumerate(network.graph.nodes):
-            step = _accumulator_step(node, network.graph, plan)
+            for name in node.input if node.op_type == "Add" else ():
+                if name in addends:
+                    weight, sums, step = addends[name]
+                    other = next((item for item in node.input if item != name), name)
+                    together = (sums + _channel_extent(values[other])) / step
+                    largest[weight] = max(largest[weight], float(together.max()))
+            step = _accumulator_step(node, network.graph, plan, profile)
             if step is None:
                 network.run(values, [index], quantizers)
                 continue
             # Without its own quantizer, to see the sum before it is rounded and cut.
             output = node.output[0]
             network.run(values, [index], {key: item for key, item in quantizers.items() if key != output})
-            sums = values[output].abs().transpose(0, 1).flatten(1).amax(1).double().numpy()
-            bias = network.constants[node.input[2]].abs().double().numpy() if len(node.input) > 2 else 0.0
-            found = float(((sums + 2 * bias) / step).max())
-            largest[node.input[1]] = max(largest.get(node.input[1], 0.0), found)
+            sums = _channel_extent(values[output])
+            if len(node.input) > 2:
+                bias = network.constants[node.input[2]].double().numpy()
+                moved = folded.get(node.input[2], np.zeros(len(bias)))
+                # The zero point is in what was just summed, but not in the sum that a kernel starts with the bias.
+                sums = sums + np.abs(moved) + 2 * np.abs(bias + moved)
+            largest[node.input[1]] = max(largest.get(node.input[1], 0.0), float((sums / step).max()))
+            if output in plan.activations and not plan.activations[output].is_quantized(profile):
+                addends[output] = node.input[1], sums, step
             if output in quantizers:
                 values[output] = quantizers[output](values[output])
     return largest
+
+
+def _channel_extent(values: torch.Tensor) -> NDArray[np.float64]:
+    extent: NDArray[np.float64] = values.abs().transpose(0, 1).flatten(1).amax(1).double().numpy()
+    return extent

@@ -19,7 +19,7 @@ from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Array, Graph, attribute
 from edgeattn.quant.plan import QuantPlan, quantize_weight
 
-__all__ = ["can_fold_zero_point", "fold_zero_points"]
+__all__ = ["can_fold_zero_point", "fold_zero_points", "folding_shifts"]
 
 
 def can_fold_zero_point(graph: Graph, name: str) -> bool:
@@ -51,6 +51,25 @@ def fold_zero_points(graph: Graph, plan: QuantPlan) -> None:
     Raises:
         ModelError: If a layer around such a tensor has no bias of its own.
     """
+    for name, shift in folding_shifts(graph, plan).items():
+        graph.constants[name] = (graph.constants[name].astype(np.float64) + shift).astype(np.float32)
+
+
+def folding_shifts(graph: Graph, plan: QuantPlan) -> dict[str, NDArray[np.float64]]:
+    """Return, by bias, what `fold_zero_points` adds to it.
+
+    Args:
+        graph: After `apply_plan_constants`.
+        plan: Names the tensors and the scales of weights.
+
+    Raises:
+        ModelError: If a layer around such a tensor has no bias of its own.
+    """
+    shifts: dict[str, NDArray[np.float64]] = {}
+
+    def add(name: str, shift: float | NDArray[np.float64]) -> None:
+        shifts[name] = shifts.get(name, np.zeros(graph.constants[name].shape)) + shift
+
     for name, item in plan.activations.items():
         if not item.folds_zero_point:
             continue
@@ -63,7 +82,7 @@ def fold_zero_points(graph: Graph, plan: QuantPlan) -> None:
         params = item.params("s8")
         shift = -params.zero_point * params.scale
         # x' = x - shift has zero point 0: integer q stands for q * scale = x - shift.
-        _add(graph, writer.input[2], -shift)
+        add(writer.input[2], -shift)
         for reader in graph.consumers[name]:
             weight = graph.constants[reader.input[1]]
             axis = 1 if reader.op_type == "Gemm" and not attribute(reader, "transB", 0) else 0
@@ -71,7 +90,8 @@ def fold_zero_points(graph: Graph, plan: QuantPlan) -> None:
             if scales is not None:
                 weight = _on_grid(weight, scales, axis)
             rows = np.moveaxis(weight, axis, 0).reshape(weight.shape[axis], -1)
-            _add(graph, reader.input[2], rows.astype(np.float64).sum(axis=1) * shift)
+            add(reader.input[2], rows.astype(np.float64).sum(axis=1) * shift)
+    return shifts
 
 
 def _on_grid(weight: Array, scales: Sequence[float], axis: int) -> NDArray[np.float64]:
@@ -79,10 +99,6 @@ def _on_grid(weight: Array, scales: Sequence[float], axis: int) -> NDArray[np.fl
     steps = np.asarray(scales, np.float32).astype(np.float64)
     shape = [-1 if dim == axis else 1 for dim in range(weight.ndim)]
     return quantize_weight(weight, steps, axis).astype(np.float64) * steps.reshape(shape)
-
-
-def _add(graph: Graph, name: str, shift: float | NDArray[np.float64]) -> None:
-    graph.constants[name] = (graph.constants[name].astype(np.float64) + shift).astype(np.float32)
 
 
 def _writer(graph: Graph, name: str) -> NodeProto | None:

@@ -140,6 +140,8 @@ def make_plan(
     before = plan
     plan = tuned("u8", ranges=True)
     if config.exact:
+        # Before there are powers of two to lose. Profile s8 takes some grids of u8 over, so it comes after.
+        plan = tuned("s8", ranges=True)
         start = time.perf_counter()
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
         name = "exact grids: {} of {} tensors".format(*count_exact(plan))
@@ -147,8 +149,7 @@ def make_plan(
         plan = rounded()
         # Other weights, other mean errors.
         plan = tuned("u8", ranges=False)
-    # After u8, because profile s8 takes some of its grids over.
-    plan = tuned("s8", ranges=True)
+    plan = tuned("s8", ranges=not config.exact)
     if config.exact:
         start = time.perf_counter()
         plan = whole_biases(plan, graph, place, fixed)
