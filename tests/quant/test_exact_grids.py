@@ -18,9 +18,10 @@ from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.exact_grids import exact_grids, whole_biases
+from edgeattn.quant.folding import fold_zero_points
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, worst_pairs
 from edgeattn.quant.placement import place_quantizers
-from edgeattn.quant.plan import QuantPlan, quantize_weight
+from edgeattn.quant.plan import PROFILES, Profile, QuantPlan, quantize_weight
 from edgeattn.quant.ptq import fit_to_kernels, make_plan
 from edgeattn.targets.reference import make_program
 
@@ -44,12 +45,13 @@ def _answers(model: ModelProto, runtime: str, images: list[NDArray[np.float32]])
     return np.concatenate([compiled(image)[0] for image in images])
 
 
+@pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("seed", [0, 1, 2, 24])
-def test_runtimes_and_the_reference_give_the_same_logits_bit_for_bit(seed: int) -> None:
+def test_runtimes_and_the_reference_give_the_same_logits_bit_for_bit(seed: int, profile: Profile) -> None:
     """One image in sixteen may part: a sum larger than any in calibration may not fit float32's 24 bits."""
     model = residual_network(seed)
     plan = make_plan(model, pictures(16, seed), EXACT)
-    spelled = emit_qdq(model, plan, "u8")
+    spelled = emit_qdq(model, plan, profile)
     images = pictures(16, seed + 1)
     expected = _answers(spelled, "reference", images)
     assert len(np.unique(expected)) > 10
@@ -112,6 +114,24 @@ def test_steps_are_powers_of_two_and_zero_points_even(planned: tuple[ModelProto,
         assert params.zero_point % 2 == 0, name
 
 
+def test_steps_of_s8_are_powers_of_two_and_its_biases_whole_with_what_is_folded_into_them(
+    planned: tuple[ModelProto, QuantPlan],
+) -> None:
+    model, plan = planned
+    assert any(item.folds_zero_point for item in plan.activations.values())
+    graph = Graph(model)
+    apply_plan_constants(graph, plan, "s8")
+    fold_zero_points(graph, plan)
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "Gemm"):
+            continue
+        scale = plan.activations[node.input[0]].params("s8").scale
+        assert math.frexp(scale)[0] == 0.5, node.name
+        step = scale * np.asarray(plan.weights[node.input[1]])
+        bias = graph.constants[node.input[2]].astype(np.float64)
+        np.testing.assert_array_equal(bias / step, np.rint(bias / step))
+
+
 def test_clips_are_still_absorbed(planned: tuple[ModelProto, QuantPlan]) -> None:
     """One that stays makes ONNX Runtime compute convolution and clip in float."""
     model, plan = planned
@@ -154,6 +174,7 @@ def test_a_second_time_changes_no_activation(planned: tuple[ModelProto, QuantPla
     again = exact_grids(plan, Graph(model), place_quantizers(model), pictures(16, 3))
     for name, item in plan.activations.items():
         assert again.activations[name].params("u8") == item.params("u8")
-    biases = whole_biases(plan, Graph(model), place_quantizers(model)).bias_shift["u8"]
-    for name, values in plan.bias_shift["u8"].items():
-        np.testing.assert_allclose(biases[name], values, atol=1e-9)
+    biases = whole_biases(plan, Graph(model), place_quantizers(model)).bias_shift
+    for profile in PROFILES:
+        for name, values in plan.bias_shift[profile].items():
+            np.testing.assert_allclose(biases[profile][name], values, atol=1e-9)
