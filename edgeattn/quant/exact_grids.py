@@ -305,9 +305,9 @@ def _largest_sums(
         for index, node in enumerate(network.graph.nodes):
             for name in node.input if node.op_type == "Add" else ():
                 if name in addends:
-                    weight, sums, step = addends[name]
+                    weight, sums, unit = addends[name]
                     other = next((item for item in node.input if item != name), name)
-                    together = (sums + _channel_extent(values[other])) / step
+                    together = (sums + _channel_extent(values[other])) / unit
                     largest[weight] = max(largest[weight], float(together.max()))
             step = _accumulator_step(node, network.graph, plan, profile)
             if step is None:
