@@ -15,6 +15,9 @@ the way has anything to round, the order does not matter. That takes
 * biases of whole accumulator steps;
 * weights that cannot saturate 16-bit sums of pairs (`edgeattn.quant.pairs`).
 
+All of it in both profiles, whose weights are the same: what profile s8 folds into its biases is part of them, and the
+residual branch that it leaves in float is part of a sum.
+
 That holds for networks of convolutions, ReLU6, residual sums and pools. Maps that a gate multiplies keep their grids:
 float operations (sigmoids, products) still differ between runtimes in their last bits, and a sum twice as
 large as any in calibration may be rounded.
@@ -128,10 +131,7 @@ def _whole_shifts(
 ) -> dict[str, list[float]]:
     """Return the shifts of a profile's biases that make them whole."""
     shifts = dict(plan.bias_shift.get(profile, {}))
-    adjusted = Graph(graph.to_model())
-    # Of profile u8, whose zero points stay, nothing is folded.
-    apply_plan_constants(adjusted, plan, profile)
-    folded = folding_shifts(adjusted, plan) if profile == "s8" else {}
+    folded = _folded(plan, graph, profile)
     plain = Graph(graph.to_model())
     apply_channel_scales(plain, plan.channel_scales)
     for node in graph.nodes:
@@ -153,6 +153,15 @@ def _whole_shifts(
         whole = np.rint(bias / (step * coarse)) * step * coarse
         shifts[name] = (whole - moved - origin).tolist()
     return shifts
+
+
+def _folded(plan: QuantPlan, graph: Graph, profile: Profile) -> dict[str, NDArray[np.float64]]:
+    """Return what a profile adds to biases for the zero points that it spells as 0."""
+    if profile == "u8":
+        return {}
+    adjusted = Graph(graph.to_model())
+    apply_plan_constants(adjusted, plan, profile)
+    return folding_shifts(adjusted, plan)
 
 
 def _power_of_two_activations(
@@ -295,9 +304,7 @@ def _largest_sums(
     """
     network = simulated(graph, plan, profile, place.weights)
     quantizers = quantizers_of(plan, profile)
-    adjusted = Graph(graph.to_model())
-    apply_plan_constants(adjusted, plan, profile)
-    folded = folding_shifts(adjusted, plan) if profile == "s8" else {}
+    folded = _folded(plan, graph, profile)
     addends: dict[str, tuple[str, NDArray[np.float64], NDArray[np.float64]]] = {}
     largest: dict[str, float] = {}
     for batch in batches_of(network, images):
@@ -320,7 +327,7 @@ def _largest_sums(
             if len(node.input) > 2:
                 bias = network.constants[node.input[2]].double().numpy()
                 moved = folded.get(node.input[2], np.zeros(len(bias)))
-                # The zero point is in what was just summed, but not in the sum that a kernel starts with the bias.
+                # The values hold their zero points here; a kernel's sum gets those only with its bias.
                 sums = sums + np.abs(moved) + 2 * np.abs(bias + moved)
             largest[node.input[1]] = max(largest.get(node.input[1], 0.0), float((sums / step).max()))
             if output in plan.activations and not plan.activations[output].is_quantized(profile):

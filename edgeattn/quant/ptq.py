@@ -42,7 +42,8 @@ HEADROOM_IMAGES = 64
 EXACT_IMAGES = 16
 ROUNDING_IMAGES = 64
 LEAST_MEASURED = 8
-RANGES_SHARE, TUNING_SHARE, ROUNDING_SHARE = 0.1, 0.25, 0.1
+RANGES_SHARE, TUNING_SHARE, ROUNDING_SHARE = 0.1, 0.7, 0.1
+TUNINGS, TUNINGS_EXACT = 2, 4
 FULL_STRENGTH = 1.0
 
 Images = Sequence[NDArray[np.float32]]
@@ -110,10 +111,12 @@ def make_plan(
     if not config.exact:
         plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
 
+    tunings = TUNINGS_EXACT if config.exact else TUNINGS
+
     def tuned(profile: Profile, *, ranges: bool) -> QuantPlan:
         if not config.tuning_steps or _is_enough(_last_kept(ladder), config):
             return plan
-        start, part = time.perf_counter(), counter.part(TUNING_SHARE)
+        start, part = time.perf_counter(), counter.part(TUNING_SHARE / tunings)
         changed = tune_plan(
             graph, plan, profile, place, learned_from, config.tuning_steps, part, fixed, ranges=ranges
         )
@@ -139,9 +142,9 @@ def make_plan(
 
     before = plan
     plan = tuned("u8", ranges=True)
+    # After u8, because profile s8 takes some of its grids over.
+    plan = tuned("s8", ranges=True)
     if config.exact:
-        # Before there are powers of two to lose. Profile s8 takes some grids of u8 over, so it comes after.
-        plan = tuned("s8", ranges=True)
         start = time.perf_counter()
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
         name = "exact grids: {} of {} tensors".format(*count_exact(plan))
@@ -149,15 +152,14 @@ def make_plan(
         plan = rounded()
         # Other weights, other mean errors.
         plan = tuned("u8", ranges=False)
-    plan = tuned("s8", ranges=not config.exact)
-    if config.exact:
+        plan = tuned("s8", ranges=False)
         start = time.perf_counter()
         plan = whole_biases(plan, graph, place, fixed)
         ladder.append(meter.step("biases of whole steps", plan, time.perf_counter() - start))
-    elif plan is not before:
-        # Other ranges, other integers.
-        plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
-    if not config.exact:
+    else:
+        if plan is not before:
+            # Other ranges, other integers.
+            plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
         plan = rounded()
     counter.finish()
     plan = coarsen_pools(plan, graph, place)
