@@ -168,7 +168,11 @@ def _entries(names: Sequence[str], profiles: Sequence[str], files: dict[str, Pat
                 entry.result = {"status": "unavailable", "profile": profile, "reason": reason}
             entries[label] = entry
         if not wanted:
-            reason = f"it takes none of the profiles {', '.join(profiles)} that this model has"
+            reason = (
+                f"{', '.join(profiles)} was asked for; {name} takes {', '.join(sorted(accepted))}, and the model has "
+                f"{', '.join(files)}. A run has the profiles of its targets: u8 comes with ort-cpu, s8 with "
+                "tensorrt-rtx among the recipe's targets"
+            )
             entries[name] = _Entry(target, "fp32", {"status": "unavailable", "reason": reason})
     return entries
 

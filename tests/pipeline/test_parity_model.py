@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +143,18 @@ def test_profiles_stand_side_by_side(run_folder: Path) -> None:
     assert "layers" not in found["targets"]["reference:u8"]
     with pytest.raises(RecipeError, match="no profile"):
         parity_model(run_folder, ["reference"], profiles=["u4"])
+
+
+def test_a_profile_that_the_run_lacks_comes_with_what_would_bring_it(
+    run_folder: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(run_folder, tmp_path / "run")
+    (tmp_path / "run/model.s8.onnx").unlink()
+    found = parity_model(tmp_path / "run", ["reference"], profiles=["s8"], layer_images=0, limit=2)
+    reason = found["targets"]["reference"]["reason"]
+    assert "the model has fp32, u8" in reason
+    assert "s8 with tensorrt-rtx" in reason
+    assert not found["verdict"]["passed"]
 
 
 def test_the_reference_computes_otherwise_on_request(run_folder: Path) -> None:
