@@ -83,17 +83,16 @@ def exact_grids(
     # Other scales have other roundings.
     unrounded = plan.model_copy(update={"roundings": {}})
     snapped = _power_of_two_activations(unrounded, graph, place, fixed)
-    largest: dict[str, float] = {}
-    for profile in PROFILES:
-        for name, found in _largest_sums(snapped, graph, place, images, profile).items():
-            largest[name] = max(largest.get(name, 0.0), found)
+    largest = [_largest_sums(snapped, graph, place, images, profile) for profile in PROFILES]
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, snapped, "u8")
     weights = {}
     for name, scales in snapped.weights.items():
-        bits = _MANTISSA_BITS - math.ceil(math.log2(max(largest.get(name, 1.0), 1.0) * _ACCUMULATOR_MARGIN))
+        sums = np.max([np.ones(len(scales)), *(found[name] for found in largest if name in found)], axis=0)
+        # By channel: one whose weights are next to nothing has few steps for its bias, and many in its sum.
+        bits = _MANTISSA_BITS - np.ceil(np.log2(sums * _ACCUMULATOR_MARGIN))
         rows = np.moveaxis(adjusted.constants[name], place.weights[name], 0)
-        weights[name] = _short_scales(rows, np.asarray(scales), min(max(bits, 1), _MOST_BITS)).tolist()
+        weights[name] = _short_scales(rows, np.asarray(scales), np.clip(bits, 1, _MOST_BITS)).tolist()
     return snapped.model_copy(
         update={"weights": weights, "provenance": {**plan.provenance, "grids": "exact"}}
     )
@@ -249,8 +248,10 @@ def _power_of_two(item: ActivationRange) -> ActivationRange:
     )
 
 
-def _short_scales(rows: NDArray[np.float32], scales: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
-    """Return scales of at most `bits` mantissa bits with which no pair of products saturates."""
+def _short_scales(
+    rows: NDArray[np.float32], scales: NDArray[np.float64], bits: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Return scales of at most `bits` mantissa bits each with which no pair of products saturates."""
     is_depthwise = rows.ndim == 4 and rows.shape[1] == 1
     result = _rounded_up(scales if is_depthwise else pair_safe_scales(rows, scales, 0), bits)
     while not is_depthwise:
@@ -258,13 +259,13 @@ def _short_scales(rows: NDArray[np.float32], scales: NDArray[np.float64], bits: 
         unsafe = worst_pairs(quantize_weight(rows, result)) > LARGEST_SAFE_PAIR
         if not unsafe.any():
             break
-        result[unsafe] = _rounded_up(result[unsafe] * (1 + 2.0**-_MOST_BITS), bits)
+        result[unsafe] = _rounded_up(result[unsafe] * (1 + 2.0**-_MOST_BITS), bits[unsafe])
     return result
 
 
-def _rounded_up(values: NDArray[np.float64], bits: int) -> NDArray[np.float64]:
+def _rounded_up(values: NDArray[np.float64], bits: NDArray[np.float64]) -> NDArray[np.float64]:
     exponent = np.exp2(np.floor(np.log2(values)))
-    steps = 2.0 ** (bits - 1)
+    steps = np.exp2(bits - 1)
     result: NDArray[np.float64] = np.ceil(values / exponent * steps - _ALMOST) / steps * exponent
     return result
 
@@ -297,8 +298,8 @@ def _largest_sums(
     place: Placement,
     images: Sequence[NDArray[np.float32]],
     profile: Profile,
-) -> dict[str, float]:
-    """Return, by weight, the largest sum of a layer on the images in accumulator steps, bias included.
+) -> dict[str, NDArray[np.float64]]:
+    """Return, by weight, the largest sum of every output channel on the images in accumulator steps, bias included.
 
     Where a profile leaves the convolution's branch of a residual sum in float, the other branch counts, too.
     """
@@ -306,7 +307,7 @@ def _largest_sums(
     quantizers = quantizers_of(plan, profile)
     folded = _folded(plan, graph, profile)
     addends: dict[str, tuple[str, NDArray[np.float64], NDArray[np.float64]]] = {}
-    largest: dict[str, float] = {}
+    largest: dict[str, NDArray[np.float64]] = {}
     for batch in batches_of(network, images):
         values = {network.input_name: batch}
         for index, node in enumerate(network.graph.nodes):
@@ -315,7 +316,7 @@ def _largest_sums(
                     weight, sums, unit = addends[name]
                     other = next((item for item in node.input if item != name), name)
                     together = (sums + _channel_extent(values[other])) / unit
-                    largest[weight] = max(largest[weight], float(together.max()))
+                    largest[weight] = np.maximum(largest[weight], together)
             step = _accumulator_step(node, network.graph, plan, profile)
             if step is None:
                 network.run(values, [index], quantizers)
@@ -325,11 +326,10 @@ def _largest_sums(
             network.run(values, [index], {key: item for key, item in quantizers.items() if key != output})
             sums = _channel_extent(values[output])
             if len(node.input) > 2:
-                bias = network.constants[node.input[2]].double().numpy()
-                moved = folded.get(node.input[2], np.zeros(len(bias)))
+                bias = network.constants[node.input[2]].abs().double().numpy()
                 # The values hold their zero points here; a kernel's sum gets those only with its bias.
-                sums = sums + np.abs(moved) + 2 * np.abs(bias + moved)
-            largest[node.input[1]] = max(largest.get(node.input[1], 0.0), float((sums / step).max()))
+                sums = sums + 2 * bias + np.abs(folded.get(node.input[2], 0.0))
+            largest[node.input[1]] = np.maximum(largest.get(node.input[1], 0.0), sums / step)
             if output in plan.activations and not plan.activations[output].is_quantized(profile):
                 addends[output] = node.input[1], sums, step
             if output in quantizers:
