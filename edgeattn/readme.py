@@ -206,7 +206,7 @@ def _parity(root: Path) -> str:
     rows = parity_rows(root / "recipes" / "parity")
     if not rows:
         return "No comparison is saved yet: `edgeattn readme --keep-parity RUN PRINTED.json` saves one."
-    return _markdown(PARITY_HEADER, rows, left=2)
+    return _markdown(PARITY_HEADER, rows, left=3)
 
 
 def _times(row: Mapping[str, Any], key: str) -> str:

@@ -14,6 +14,7 @@ __all__ = ["PARITY_HEADER", "keep_parity", "parity_rows"]
 
 PARITY_HEADER = (
     "recipe",
+    "profile",
     "targets",
     "images",
     "least agreement of two",
@@ -25,7 +26,7 @@ _NOTHING = "-"
 
 
 def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
-    """Save a comparison without its bulk, in place of an earlier one of the same targets.
+    """Save a comparison without its bulk, in place of an earlier one of the same targets and profiles.
 
     Args:
         run: Folder of the run whose engines were compared.
@@ -62,22 +63,24 @@ def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
     name = f"{report.name}{'.exact' if exact else ''}"
     path = folder / f"{name}.json"
     kept = _entries(path) if path.is_file() else []
-    kept = [other for other in kept if set(other["targets"]) != set(entry["targets"])]
+    kept = [other for other in kept if _compared(other) != _compared(entry)]
     comparisons = sorted([*kept, entry], key=lambda item: (-item["n"], sorted(item["targets"])))
     return write_json(path, {"recipe": report.name, "exact": exact, "comparisons": comparisons})
 
 
 def parity_rows(folder: Path) -> list[tuple[str, ...]]:
-    """Return the table's rows, a recipe's comparisons one below the other.
+    """Return the table's rows, a recipe's comparisons one below the other, each profile in its own row.
 
     Raises:
         ArtifactError: If a file there is not one of `keep_parity`.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for path in sorted(folder.glob("*.json")):
         for entry in _entries(path):
             try:
-                rows.append((path.stem.removesuffix(".exact"), *_row(entry)))
+                profiles = sorted({profile for _, profile in _compared(entry)}, reverse=True)
+                name = path.stem.removesuffix(".exact")
+                rows.extend((name, profile, *_row(entry, profile)) for profile in profiles)
             except (KeyError, TypeError, ValueError) as exc:
                 raise ArtifactError(f"{path} holds a comparison that is not whole: {exc!r}.") from exc
     return rows
@@ -106,19 +109,28 @@ def _target(target: Mapping[str, Any]) -> dict[str, Any]:
     return kept
 
 
-def _row(entry: Mapping[str, Any]) -> Sequence[str]:
-    pairs = [both for both in entry["between"].values() if both["same_profile"]]
+def _compared(entry: Mapping[str, Any]) -> set[tuple[str, str]]:
+    """Return the targets of a comparison with their profiles; where one runs in both, its name has its profile."""
+    return {(name.partition(":")[0], str(target["profile"])) for name, target in entry["targets"].items()}
+
+
+def _row(entry: Mapping[str, Any], profile: str) -> Sequence[str]:
+    targets = {name: target for name, target in entry["targets"].items() if target["profile"] == profile}
+    pairs = [
+        both
+        for names, both in entry["between"].items()
+        if both["same_profile"] and names.partition("/")[0] in targets
+    ]
     sqnr = [float(both["sqnr_db"]) for both in pairs if not both["identical"]]
-    shares = [target["over_one_share"] for target in entry["targets"].values() if "over_one_share" in target]
-    failed = [name for name, target in entry["targets"].items() if target["status"] != "ok"]
-    targets = ", ".join(
-        f"{name} ({entry['targets'][name]['status']})" if name in failed else name
-        for name in entry["targets"]
-    )
+    shares = [target["over_one_share"] for target in targets.values() if "over_one_share" in target]
+    shown = [
+        name.partition(":")[0] + ("" if target["status"] == "ok" else f" ({target['status']})")
+        for name, target in targets.items()
+    ]
     images = f"{entry['n']:,}" + (f" ({entry['seen']} of them learned from)" if entry["seen"] else "")
-    spread = max(entry["top1_spread"].values(), default=None)
+    spread = entry["top1_spread"].get(profile)
     return (
-        targets,
+        ", ".join(shown),
         images,
         f"{100 * min(both['agreement'] for both in pairs):.2f} %" if pairs else _NOTHING,
         f"{min(sqnr):.1f} dB" if sqnr else ("identical" if pairs else _NOTHING),

@@ -55,6 +55,7 @@ def test_a_row_says_the_worst_of_what_was_printed(tmp_path: Path) -> None:
     assert len(row) == len(PARITY_HEADER)
     assert row == (
         "sample",
+        "u8",
         "a, b, c (failed)",
         "1,000 (589 of them learned from)",
         "99.70 %",
@@ -74,8 +75,39 @@ def test_the_same_targets_take_the_place_of_an_earlier_comparison(tmp_path: Path
     other["between"]["a/b"] |= {"identical": True, "sqnr_db": None}
     _keep(tmp_path, other)
     rows = parity_rows(tmp_path / "kept")
-    assert [row[2].split()[0] for row in rows] == ["1,000", "500"]
-    assert rows[0][4] == "identical"
+    assert [row[3].split()[0] for row in rows] == ["1,000", "500"]
+    assert rows[0][5] == "identical"
+
+
+def test_each_profile_has_its_row_with_its_own_figures(tmp_path: Path) -> None:
+    both = copy.deepcopy(PRINTED)
+    both["targets"] = {
+        f"{name}:{profile}": {**PRINTED["targets"][name], "profile": profile}
+        for name in "ab"
+        for profile in ("u8", "s8")
+    }
+    del both["targets"]["a:s8"]["layers"]
+    same = PRINTED["between"]["a/b"]
+    both["between"] = {
+        "a:u8/b:u8": same,
+        "a:s8/b:s8": {**same, "agreement": 0.9},
+        "a:u8/b:s8": {**same, "agreement": 0.5, "same_profile": False},
+    }
+    both["top1_spread"] = {"u8": 0.001, "s8": 0.02}
+    _keep(tmp_path, both)
+    u8, s8 = parity_rows(tmp_path / "kept")
+    assert (u8[1:3], u8[4], u8[6:]) == (("u8", "a, b"), "99.70 %", ("0.10 points", "0.020%"))
+    assert (s8[1:3], s8[4], s8[6:]) == (("s8", "a, b"), "90.00 %", ("2.00 points", "-"))
+
+
+def test_another_profile_of_the_same_targets_stands_beside_the_first(tmp_path: Path) -> None:
+    _keep(tmp_path, PRINTED)
+    signed = copy.deepcopy(PRINTED)
+    for target in signed["targets"].values():
+        target["profile"] = "s8"
+    signed["top1_spread"] = {"s8": 0.001}
+    _keep(tmp_path, signed)
+    assert sorted(row[1] for row in parity_rows(tmp_path / "kept")) == ["s8", "u8"]
 
 
 @pytest.mark.parametrize("printed", [[], {"n": 1}, {**PRINTED, "targets": []}, {**PRINTED, "n": "many"}])
