@@ -26,7 +26,7 @@ _NOTHING = "-"
 
 
 def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
-    """Save a comparison without its bulk, in place of an earlier one of the same targets and profiles.
+    """Save a comparison without its bulk, in place of an earlier one of the same targets in the same profiles.
 
     Args:
         run: Folder of the run whose engines were compared.
@@ -63,7 +63,7 @@ def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
     name = f"{report.name}{'.exact' if exact else ''}"
     path = folder / f"{name}.json"
     kept = _entries(path) if path.is_file() else []
-    kept = [other for other in kept if _compared(other) != _compared(entry)]
+    kept = [other for other in kept if not _replaces(entry, other)]
     comparisons = sorted([*kept, entry], key=lambda item: (-item["n"], sorted(item["targets"])))
     return write_json(path, {"recipe": report.name, "exact": exact, "comparisons": comparisons})
 
@@ -107,6 +107,12 @@ def _target(target: Mapping[str, Any]) -> dict[str, Any]:
             "over_one_share": max(shares, default=0.0),
         }
     return kept
+
+
+def _replaces(entry: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Tell whether `entry` compares the same targets as `other`, in its profiles at least."""
+    new, old = _compared(entry), _compared(other)
+    return old <= new and {name for name, _ in old} == {name for name, _ in new}
 
 
 def _compared(entry: Mapping[str, Any]) -> set[tuple[str, str]]:

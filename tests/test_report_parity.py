@@ -94,7 +94,8 @@ def test_each_profile_has_its_row_with_its_own_figures(tmp_path: Path) -> None:
         "a:u8/b:s8": {**same, "agreement": 0.5, "same_profile": False},
     }
     both["top1_spread"] = {"u8": 0.001, "s8": 0.02}
-    _keep(tmp_path, both)
+    _keep(tmp_path, {**PRINTED, "targets": {name: PRINTED["targets"][name] for name in "ab"}})
+    _keep(tmp_path, both)  # in place of the one of u8 alone
     u8, s8 = parity_rows(tmp_path / "kept")
     assert (u8[1:3], u8[4], u8[6:]) == (("u8", "a, b"), "99.70 %", ("0.10 points", "0.020%"))
     assert (s8[1:3], s8[4], s8[6:]) == (("s8", "a, b"), "90.00 %", ("2.00 points", "-"))
