@@ -17,6 +17,7 @@ from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.spread_gates import SpreadGates
+from edgeattn.lower.unsigned_pairs import UnsignedPairs
 from edgeattn.lower.widen_gates import WidenGates
 
 __all__ = ["PASSES", "passes_for"]
@@ -29,6 +30,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     FloatSums(),
 )
 _OPENVINO: tuple[LoweringPass, ...] = (
+    UnsignedPairs(),
     DropIdlePairs(),
     DropInnerPairs(),
     SpreadGates(),

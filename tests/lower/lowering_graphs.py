@@ -10,6 +10,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
+from edgeattn.lower.base import LoweringPass, run_passes
 from edgeattn.onnx_graph import Graph
 
 Array = NDArray[Any]
@@ -37,8 +38,10 @@ class Builder:
         self.constants[result] = np.asarray(value)
         return result
 
-    def pair(self, tensor: str, scale: float, zero_point: int) -> str:
-        parameters = self.constant(np.float32(scale)), self.constant(np.uint8(zero_point))
+    def pair(
+        self, tensor: str, scale: float, zero_point: int, dtype: type[np.integer[Any]] = np.uint8
+    ) -> str:
+        parameters = self.constant(np.float32(scale)), self.constant(dtype(zero_point))
         return self.add("DequantizeLinear", self.add("QuantizeLinear", tensor, *parameters), *parameters)
 
     def weight(self, integers: Array, scales: Array, axis: int = 0) -> str:
@@ -88,3 +91,14 @@ def operators_after_optimization(model: onnx.ModelProto, folder: Any) -> list[st
 
 def operators(model: onnx.ModelProto) -> list[str]:
     return [node.op_type for node in Graph(model).nodes]
+
+
+def lower(model: onnx.ModelProto, *passes: LoweringPass) -> tuple[onnx.ModelProto, list[str]]:
+    """Return the checked model after `passes`, and the names of those that changed it."""
+    graph = Graph(model)
+    changed = run_passes(graph, passes)
+    graph.remove_unused()
+    graph.sort()
+    lowered = graph.to_model()
+    onnx.checker.check_model(lowered, full_check=True)
+    return lowered, changed

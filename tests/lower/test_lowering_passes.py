@@ -12,9 +12,9 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowering_graphs import Builder, operators, operators_after_optimization, run
+from lowering_graphs import Builder, lower, operators, operators_after_optimization, run
 
-from edgeattn.lower.base import LoweringPass, run_passes
+from edgeattn.lower.base import LoweringPass
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.float_sums import FloatSums
@@ -26,19 +26,8 @@ from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.widen_gates import WidenGates
-from edgeattn.onnx_graph import Graph
 
 ALL = {type(item).__name__: item for passes in PASSES.values() for item in passes}
-
-
-def lower(model: onnx.ModelProto, *passes: LoweringPass) -> tuple[onnx.ModelProto, list[str]]:
-    graph = Graph(model)
-    changed = run_passes(graph, passes)
-    graph.remove_unused()
-    graph.sort()
-    lowered = graph.to_model()
-    onnx.checker.check_model(lowered, full_check=True)
-    return lowered, changed
 
 
 def quantized_input(builder: Builder, scale: float = 0.02, zero_point: int = 120) -> str:
