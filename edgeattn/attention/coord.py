@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from edgeattn.attention.base import Attention, EdgeForm
+from edgeattn.attention.channels_last import gate_map, mean_over
 from edgeattn.attention.layers import StackedConv, make_average
 from edgeattn.errors import RecipeError
 
@@ -52,13 +53,13 @@ class CoordinateAttention(Attention):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Gate `x`, shape (N, C, H, W)."""
         height, width = x.shape[2], x.shape[3]
-        rows = x.mean(3, keepdim=True)  # (N, C, H, 1)
-        columns = x.mean(2, keepdim=True).permute(0, 1, 3, 2)  # (N, C, W, 1)
+        rows = mean_over(x, 3)  # (N, C, H, 1)
+        columns = mean_over(x, 2).permute(0, 1, 3, 2)  # (N, C, W, 1)
         squeezed = self.act(self.bn1(self.conv1(torch.cat([rows, columns], dim=2))))
         of_rows, of_columns = torch.split(squeezed, [height, width], dim=2)
         gate_h: torch.Tensor = self.conv2(of_rows).sigmoid()
         gate_w: torch.Tensor = self.conv3(of_columns.permute(0, 1, 3, 2)).sigmoid()
-        return x * gate_w * self.apply_factor(gate_h)
+        return gate_map(x, gate_w, self.apply_factor(gate_h))
 
     def _zero_gates(self) -> float:
         for conv in (self.conv2, self.conv3):

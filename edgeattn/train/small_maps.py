@@ -14,6 +14,8 @@ Values and gradients are those of `torch.conv2d`, up to the order of float sums.
 from __future__ import annotations
 
 import contextlib
+import functools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -25,6 +27,8 @@ __all__ = ["conv2d", "use_small_map_kernels"]
 
 _MOST_PIXELS = 16
 """Of a map whose pointwise convolution is a matrix product: beyond, oneDNN's blocking wins."""
+_MOST_PAIRS = 256
+"""Of a result and a pixel, in a depthwise convolution whose weights' gradient is computed here: 4x4 maps."""
 _PLAIN = ((1, 1), (0, 0))
 """Stride and padding."""
 
@@ -91,7 +95,8 @@ def conv2d(
             return F.linear(input.permute(0, 2, 3, 1), weight.flatten(1), bias).permute(0, 3, 1, 2)
         depthwise = weight.shape[1] == 1 and groups == weight.shape[0] == input.shape[1]
         small = height < weight.shape[2] or width < weight.shape[3]
-        if depthwise and small and weight.requires_grad and torch.is_grad_enabled():
+        few = (height * width) ** 2 <= _MOST_PAIRS * math.prod(_pair(stride))
+        if depthwise and small and few and weight.requires_grad and torch.is_grad_enabled():
             product = _small_depthwise(input, weight, _pair(stride), _pair(padding))
             return product if bias is None else product + bias[:, None, None]
     return torch.conv2d(input, weight, bias, stride, padding, dilation, groups)
@@ -140,25 +145,31 @@ class _SmallDepthwise(torch.autograd.Function):
 def _gradient_of_taps(
     gradient: Tensor, x: Tensor, weight: Tensor, stride: tuple[int, int], padding: tuple[int, int]
 ) -> Tensor:
-    result = torch.zeros_like(weight)
-    rows, columns = (
-        [
-            _overlap(tap, x.shape[axis], gradient.shape[axis], stride[axis - 2], padding[axis - 2])
-            for tap in range(weight.shape[axis])
-        ]
-        for axis in (2, 3)
-    )
-    for i, (out_rows, in_rows) in enumerate(rows):
-        for j, (out_columns, in_columns) in enumerate(columns):
-            if out_rows.start < out_rows.stop and out_columns.start < out_columns.stop:
-                read = gradient[:, :, out_rows, out_columns] * x[:, :, in_rows, in_columns]
-                result[:, 0, i, j] = read.sum(dim=(0, 2, 3))
+    """Sum the products of all results and all pixels over the batch, then those that belong to a tap."""
+    batch, channels, height, width = x.shape
+    kernel = (int(weight.shape[2]), int(weight.shape[3]))
+    sizes = ((int(gradient.shape[2]), int(gradient.shape[3])), (height, width))
+    results = gradient.permute(0, 2, 3, 1).reshape(batch, -1, 1, channels)
+    pixels = x.permute(0, 2, 3, 1).reshape(batch, 1, -1, channels)
+    pairs = (results * pixels).sum(0).reshape(-1, channels)
+    taps = pairs.new_zeros(kernel[0] * kernel[1] + 1, channels)  # the last: pairs that no tap joins
+    taps.index_add_(0, _taps_of_pairs(sizes, kernel, stride, padding), pairs)
+    result = torch.empty_like(weight)
+    result[:, 0] = taps[:-1].t().reshape(channels, *kernel)
     return result
 
 
-def _overlap(tap: int, size: int, out_size: int, stride: int, padding: int) -> tuple[slice, slice]:
-    """Return the outputs that a tap reaches from inside the map, and what it reads there; both empty if there are none."""
-    first = max(0, -((tap - padding) // stride))
-    end = max(first, min(out_size, (size - 1 - tap + padding) // stride + 1))
-    begin = first * stride + tap - padding
-    return slice(first, end), slice(begin, begin + max(0, end - first - 1) * stride + 1, stride)
+@functools.lru_cache(maxsize=256)
+def _taps_of_pairs(
+    sizes: tuple[tuple[int, int], tuple[int, int]],
+    kernel: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+) -> Tensor:
+    """Return the tap, counted row by row, through which each result reads each pixel; past the last where none does."""
+    (out_height, out_width), (height, width) = sizes
+    row = torch.arange(height) - torch.arange(out_height)[:, None] * stride[0] + padding[0]
+    column = torch.arange(width) - torch.arange(out_width)[:, None] * stride[1] + padding[1]
+    row, column = row[:, None, :, None], column[None, :, None, :]
+    inside = (row >= 0) & (row < kernel[0]) & (column >= 0) & (column < kernel[1])
+    return torch.where(inside, row * kernel[1] + column, kernel[0] * kernel[1]).flatten()
