@@ -119,13 +119,11 @@ class Graph:
 
     def fresh_name(self, stem: str) -> str:
         """Return a tensor name that starts with `stem` and is not in use."""
-        taken = self.constants.keys() | self.producer.keys() | set(self.input_names)
-        if stem not in taken:
-            return stem
-        number = 1
-        while f"{stem}_{number}" in taken:
+        name, number = stem, 0
+        while name in self.constants or name in self.producer or name in self.input_names:
             number += 1
-        return f"{stem}_{number}"
+            name = f"{stem}_{number}"
+        return name
 
     def replace_input(self, old: str, new: str, nodes: Iterable[NodeProto] | None = None) -> None:
         """Make consumers of `old` (all, or the given ones) read `new`."""

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from onnx import ModelProto
 
-from edgeattn.errors import ParityError
+from edgeattn.errors import ModelError, ParityError
 from edgeattn.export.fake_quant import FakeQuantized, ObservedQuantizer
 from edgeattn.quant.segments import SegmentRunner
 
@@ -25,6 +25,8 @@ _OUTPUT = ""
 # Share of the largest logit. A weight that lies on a tie may round either way, which is one step of one
 # weight; a wrong weight, scale or bias is far more.
 _OUTPUT_TOLERANCE = 5e-3
+
+_BATCH = 8
 
 CHECK_IMAGES = 32
 """Inputs that an export is checked with."""
@@ -109,16 +111,49 @@ def _check_output(
 def _torch_integers(
     quantized: FakeQuantized, images: Sequence[NDArray[np.float32]]
 ) -> list[dict[str, NDArray[np.generic]]]:
-    result = []
-    for image in images:
-        with torch.no_grad():
-            output = quantized.module(torch.from_numpy(image))
-        found: dict[str, NDArray[np.generic]] = {_OUTPUT: output.numpy()}
-        for name, quantizer in quantized.activations.items():
-            if not isinstance(quantizer, ObservedQuantizer) or quantizer.integers is None:
-                raise ParityError(
-                    f"Export check: nothing was quantized at {name!r}; the hook was not reached."
-                )
-            found[name] = quantizer.integers
-        result.append(found)
+    """Return the integers of every quantized tensor, and the output, image by image.
+
+    Images go through torch together where every tensor then has a row for each of them: a network that keeps its batch
+    elsewhere, or fixes it at one, takes them one by one.
+    """
+    single = _run_torch(quantized, images[0])
+    result = [single]
+    for start in range(1, len(images), _BATCH):
+        group = images[start : start + _BATCH]
+        result += _split(_run_batch(quantized, group), single, len(group)) or [
+            _run_torch(quantized, image) for image in group
+        ]
     return result
+
+
+def _run_batch(
+    quantized: FakeQuantized, images: Sequence[NDArray[np.float32]]
+) -> dict[str, NDArray[np.generic]] | None:
+    try:
+        return _run_torch(quantized, np.concatenate(images))
+    except (RuntimeError, ModelError):  # a shape, or the operations, are those of one image
+        return None
+
+
+def _split(
+    found: dict[str, NDArray[np.generic]] | None, single: dict[str, NDArray[np.generic]], count: int
+) -> list[dict[str, NDArray[np.generic]]]:
+    """Return a row of every tensor for each image, or nothing where a tensor has no such rows."""
+    shapes = {
+        name: (count * value.shape[0], *value.shape[1:]) for name, value in single.items() if value.ndim
+    }
+    if found is None or any(value.shape != shapes.get(name) for name, value in found.items()):
+        return []
+    rows = {name: np.split(value, count) for name, value in found.items()}
+    return [{name: values[index] for name, values in rows.items()} for index in range(count)]
+
+
+def _run_torch(quantized: FakeQuantized, images: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
+    with torch.no_grad():
+        output = quantized.module(torch.from_numpy(images))
+    found: dict[str, NDArray[np.generic]] = {_OUTPUT: output.numpy()}
+    for name, quantizer in quantized.activations.items():
+        if not isinstance(quantizer, ObservedQuantizer) or quantizer.integers is None:
+            raise ParityError(f"Export check: nothing was quantized at {name!r}; the hook was not reached.")
+        found[name] = quantizer.integers
+    return found

@@ -55,11 +55,11 @@ class TensorStatistics:
     mean_high: float
     histogram: NDArray[np.int64] | NDArray[np.float64]
 
-    @property
-    def centers(self) -> NDArray[np.float64]:
-        """Middle of each bin."""
+    def occupied(self) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+        """Return the middle and the count of each bin that holds anything."""
         edges = np.linspace(self.low, self.high, BINS + 1)
-        return (edges[:-1] + edges[1:]) / 2
+        bins = np.flatnonzero(self.histogram)
+        return ((edges[:-1] + edges[1:]) / 2)[bins], self.histogram[bins].astype(np.float64)
 
 
 def collect_statistics(
@@ -145,10 +145,11 @@ def estimate_range(
     if estimator == "percentile":
         low, high = _percentiles(stats, percentile)
         return (min(low, 0.0) if stats.low < 0 else 0.0), max(high, 1e-6)
+    occupied = stats.occupied()
     best, best_error = (stats.low, stats.high), np.inf
     for share in _CANDIDATES:
         low, high = stats.low * share, stats.high * share
-        error = _squared_error(stats, low, (high - low) / 255, 255)
+        error = _squared_error(*occupied, low, (high - low) / 255, 255)
         if error < best_error:
             best, best_error = (low, high), error
     # The two tails are cut separately, from the best common share on.
@@ -156,7 +157,7 @@ def estimate_range(
         start = best
         for share in _CANDIDATES:
             low, high = (start[0] * share, start[1]) if side == 0 else (start[0], start[1] * share)
-            error = _squared_error(stats, low, (high - low) / 255, 255)
+            error = _squared_error(*occupied, low, (high - low) / 255, 255)
             if error < best_error:
                 best, best_error = (low, high), error
     return best
@@ -172,8 +173,10 @@ def estimate_limit(stats: TensorStatistics, estimator: RangeEstimator, percentil
     if estimator == "percentile":
         low, high = _percentiles(stats, percentile)
         return max(-low, high, 1e-6)
-    errors = [_squared_error(stats, -128 / 127 * largest * s, largest * s / 127, 255) for s in _CANDIDATES]
-    return float(largest * _CANDIDATES[int(np.argmin(errors))])
+    occupied = stats.occupied()
+    limits = largest * _CANDIDATES
+    errors = [_squared_error(*occupied, -128 / 127 * limit, limit / 127, 255) for limit in limits]
+    return float(limits[int(np.argmin(errors))])
 
 
 def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]:
@@ -195,10 +198,12 @@ def weight_scales(weight: NDArray[np.float32], axis: int) -> NDArray[np.float32]
     return scales
 
 
-def _squared_error(stats: TensorStatistics, low: float, scale: float, levels: int) -> float:
+def _squared_error(
+    values: NDArray[np.float64], counts: NDArray[np.float64], low: float, scale: float, levels: int
+) -> float:
     zero = np.rint(-low / scale)
-    steps = np.clip(np.rint(stats.centers / scale) + zero, 0, levels)
-    return float((stats.histogram * (stats.centers - (steps - zero) * scale) ** 2).sum())
+    steps = np.clip(np.rint(values / scale) + zero, 0, levels)
+    return float(np.dot(counts, (values - (steps - zero) * scale) ** 2))
 
 
 def _percentiles(stats: TensorStatistics, percentile: float) -> tuple[float, float]:

@@ -36,8 +36,9 @@ def statistics(values: np.ndarray) -> TensorStatistics:
 def squared_error(stats: TensorStatistics, low: float, high: float) -> float:
     scale = (high - low) / 255
     zero = round(-low / scale)
-    steps = np.clip(np.rint(stats.centers / scale) + zero, 0, 255)
-    return float((stats.histogram * (stats.centers - (steps - zero) * scale) ** 2).sum())
+    values, counts = stats.occupied()
+    steps = np.clip(np.rint(values / scale) + zero, 0, 255)
+    return float((counts * (values - (steps - zero) * scale) ** 2).sum())
 
 
 samples = arrays(np.float64, 200, elements=st.floats(-100, 100, width=32))
