@@ -171,9 +171,9 @@ def quantize(
         typer.Option(metavar="NAME", help="A target; repeatable. Default: all that build here."),
     ] = None,
     range_estimator: Annotated[
-        Literal["mean_minmax", "minmax", "percentile", "mse"],
-        typer.Option(help="How ranges follow from the samples."),
-    ] = "mean_minmax",
+        Literal["auto", "mean_minmax", "minmax", "percentile", "mse"],
+        typer.Option(help="How ranges follow from the samples; auto tries the others and keeps the best."),
+    ] = "auto",
     tuning_steps: Annotated[
         int,
         typer.Option(min=0, max=10_000, help="Batches that biases and ranges are tuned with; 0 is quick."),

@@ -8,7 +8,16 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 
 from edgeattn.train.config import TrainConfig
 
-__all__ = ["RANGES_ONLY", "GatePolicy", "Headroom", "PtqConfig", "QuantConfig", "RangeEstimator"]
+__all__ = [
+    "AUTO_ESTIMATORS",
+    "RANGES_ONLY",
+    "GatePolicy",
+    "Headroom",
+    "PtqConfig",
+    "QuantConfig",
+    "RangeChoice",
+    "RangeEstimator",
+]
 
 GatePolicy = Literal["int8", "fixed", "float"]
 """What happens inside a gate: everything INT8; INT8 with the sigmoid's output on the fixed range
@@ -18,6 +27,9 @@ Headroom = Literal["measured", "proven", "none"]
 """Whether sums of two products fit 16 bits: on calibration images, on all, or not cared for."""
 
 RangeEstimator = Literal["minmax", "mean_minmax", "percentile", "mse"]
+RangeChoice = Literal["auto", "minmax", "mean_minmax", "percentile", "mse"]
+AUTO_ESTIMATORS: tuple[RangeEstimator, ...] = ("mean_minmax", "minmax", "mse")
+"""What `auto` chooses from, in the order of trying."""
 
 
 class PtqConfig(BaseModel):
@@ -30,12 +42,13 @@ class PtqConfig(BaseModel):
     )
     bias_correction: Annotated[bool, Field(description="Let NNCF correct biases.")] = True
     range_estimator: Annotated[
-        RangeEstimator,
+        RangeChoice,
         Field(
             description="How the range of an activation follows from calibration images. mean_minmax: the "
-            "mean over images of each image's extremes."
+            "mean over images of each image's extremes. auto: of mean_minmax, minmax and mse the one with which the "
+            "network's logits come nearest to the float network's."
         ),
-    ] = "mean_minmax"
+    ] = "auto"
     percentile: Annotated[float, Field(gt=50, le=100, description="For range_estimator percentile.")] = 99.99
     equalization: Annotated[
         bool, Field(description="Bring the channels before depthwise convolutions to like ranges.")

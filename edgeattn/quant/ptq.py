@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,26 +11,25 @@ from onnx import ModelProto
 
 from edgeattn.errors import DataError
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.calibrate import (
-    collect_channel_extent,
-    collect_statistics,
-    estimate_limit,
-    estimate_range,
-    weight_scales,
-)
-from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.calibrate import collect_channel_extent, estimate_limit, estimate_range
+from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.exact_grids import count_exact, exact_grids, whole_biases
 from edgeattn.quant.extents import with_extents
-from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.headroom import Headroom, leave_headroom
 from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.joined_progress import JoinedProgress, Progress
 from edgeattn.quant.learned_rounding import learn_rounding
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
-from edgeattn.quant.plan import PROFILES, ActivationRange, LadderStep, Profile, QuantPlan
+from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan
 from edgeattn.quant.pool_grids import coarsen_pools
+from edgeattn.quant.ranges import (
+    planned_activations,
+    planned_weights,
+    range_statistics,
+    with_ranges,
+)
 from edgeattn.quant.simulation import PlanMeter
 from edgeattn.quant.tuning import tune_plan
 
@@ -88,10 +87,20 @@ def make_plan(
         float_regions=[gate.prefix for gate in gates if gate.policy == "float"],
         provenance={"range_estimator": config.range_estimator, "calibration_images": str(len(images))},
     )
-    plan = _with_ranges(empty, graph, place, images, config, counter)
+    estimators = AUTO_ESTIMATORS if config.range_estimator == "auto" else (config.range_estimator,)
+    estimator, *others = estimators
+    statistics = range_statistics(graph, place, images, estimators, counter.part(RANGES_SHARE))
+    plan = with_ranges(empty, graph, place, statistics, estimator, config)
     seconds = time.perf_counter() - start
     meter = PlanMeter(graph, place, held_out)
-    ladder = [meter.step(f"ranges: {config.range_estimator}", plan, seconds)]
+    ladder = [meter.step(f"ranges: {estimator}", plan, seconds)]
+    for other in others:
+        if _is_enough(_last_kept(ladder), config):
+            break
+        start = time.perf_counter()
+        changed = with_ranges(empty, graph, place, statistics, other, config)
+        plan = _climb(ladder, meter, f"ranges: {other}", plan, changed, start)
+        estimator = other if plan is changed else estimator
     if config.nncf and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
         changed = _with_nncf(plan, model, place, images, config, fixed)
@@ -100,8 +109,11 @@ def make_plan(
         start = time.perf_counter()
         scales = _equalizing_scales(graph, images)
         if scales:
+            scaled = Graph(model)
+            apply_channel_scales(scaled, scales)
+            statistics = range_statistics(scaled, place, images, (estimator,), counter.part(RANGES_SHARE))
             changed = empty.model_copy(update={"channel_scales": scales})
-            changed = _with_ranges(changed, graph, place, images, config, counter)
+            changed = with_ranges(changed, scaled, place, statistics, estimator, config)
             plan = _climb(ladder, meter, "channel equalization", plan, changed, start)
     if config.importance and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
@@ -257,38 +269,6 @@ def _equalizing_scales(graph: Graph, images: Images) -> dict[str, list[float]]:
     return {group.name: channel_scales(extent[group.tensors[-1]], FULL_STRENGTH).tolist() for group in groups}
 
 
-def _with_ranges(
-    plan: QuantPlan,
-    graph: Graph,
-    place: Placement,
-    images: Images,
-    config: PtqConfig,
-    counter: JoinedProgress,
-) -> QuantPlan:
-    """Return the plan with ranges and weight scales that fit its changed constants."""
-    adjusted = Graph(graph.to_model())
-    apply_channel_scales(adjusted, plan.channel_scales)
-    estimator = config.range_estimator
-    statistics = collect_statistics(
-        adjusted.to_model(),
-        place.activations,
-        images,
-        counter.part(RANGES_SHARE),
-        histograms=estimator in ("mse", "percentile"),
-    )
-    found: dict[str, tuple[float, float, float]] = {}
-    for name in place.activations:
-        if name not in place.fixed:
-            low, high = estimate_range(statistics[name], estimator, config.percentile)
-            found[name] = low, high, estimate_limit(statistics[name], estimator, config.percentile)
-    return plan.model_copy(
-        update={
-            "activations": _activations(adjusted, place, found),
-            "weights": _weight_scales(adjusted, place),
-        }
-    )
-
-
 def _with_nncf(
     plan: QuantPlan,
     model: ModelProto,
@@ -310,18 +290,12 @@ def _with_nncf(
             found[name] = low, high, max(-low, high)
     return plan.model_copy(
         update={
-            "activations": _activations(adjusted, place, found),
-            "weights": _weight_scales(adjusted, place),
+            "activations": planned_activations(adjusted, place, found),
+            "weights": planned_weights(adjusted, place),
             "channel_scales": decisions.channel_scales,
             "bias_shift": dict.fromkeys(PROFILES, shift) if shift else {},
         }
     )
-
-
-def _weight_scales(adjusted: Graph, place: Placement) -> dict[str, list[float]]:
-    return {
-        name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
-    }
 
 
 def _with_weighted_ranges(
@@ -335,36 +309,7 @@ def _with_weighted_ranges(
     found = {name: (item.low, item.high, item.limit) for name, item in plan.activations.items()}
     for name, stats in statistics.items():
         found[name] = *estimate_range(stats, "mse"), estimate_limit(stats, "mse")
-    return plan.model_copy(update={"activations": _activations(adjusted, place, found)})
-
-
-def _activations(
-    graph: Graph, place: Placement, found: Mapping[str, tuple[float, float, float]]
-) -> dict[str, ActivationRange]:
-    """Return the range of every planned tensor from (low, high, limit) of those that are not fixed."""
-    tied = set(place.same_range.values())
-    activations: dict[str, ActivationRange] = {}
-    for name in place.activations:
-        if name in place.fixed:
-            low, high = place.fixed[name]
-            limit = max(-low, high)
-        else:
-            low, high, limit = found[name]
-        activations[name] = ActivationRange(
-            low=low,
-            high=high,
-            limit=limit,
-            addend=name in place.addends,
-            folds_zero_point=name not in tied and _gains_by_folding(graph, name, low, high, limit),
-        )
-    for name, source in place.same_range.items():
-        activations[name] = activations[source].model_copy(update={"addend": False})
-    return activations
-
-
-def _gains_by_folding(graph: Graph, name: str, low: float, high: float, limit: float) -> bool:
-    """Whether the affine grid is clearly finer, and biases can take its zero point."""
-    return (high - low) / 255 < 0.9 * limit / 127 and can_fold_zero_point(graph, name)
+    return plan.model_copy(update={"activations": planned_activations(adjusted, place, found)})
 
 
 def _split(images: Images) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from edgeattn.errors import RecipeError
 from edgeattn.pipeline_study import estimate_seconds, next_cell, parse_budget
 from edgeattn.pipeline_study_plan import (
+    RANGE_ESTIMATOR,
     Block,
     Cell,
     StudyPlan,
@@ -93,10 +94,11 @@ def test_every_cell_of_the_project_is_a_valid_recipe() -> None:
 
 @pytest.mark.parametrize("attention", ["none", "se", "eca", "coord", "triplet"])
 def test_seed_0_of_the_pretrained_network_is_the_recipe_of_the_project(attention: str) -> None:
-    """But for PTQ's tuning, which QAT leaves out anyway."""
+    """But for PTQ's tuning, which QAT leaves out anyway, and for the ranges that studies keep to."""
     block = next(b for b in load_plan(PLAN).blocks if b.key == ("sign-digits", "mobilenetv2-1.0-96"))
     ours = compose(Cell(block, attention, 0), PLAN, "qat")
-    theirs = load_recipe(RECIPES / f"sign_digits_mobilenetv2_{attention}.yaml", ["quant.ptq.tuning_steps=0"])
+    changes = ["quant.ptq.tuning_steps=0", f"quant.ptq.range_estimator={RANGE_ESTIMATOR}"]
+    theirs = load_recipe(RECIPES / f"sign_digits_mobilenetv2_{attention}.yaml", changes)
     for part in ("model", "attention", "data", "train", "quant"):
         assert getattr(ours, part) == getattr(theirs, part), part
     assert ours.calibration.resolve() == theirs.calibration.resolve()

@@ -31,6 +31,8 @@ def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
     plan = make_plan(inverted_residual(), pictures(48), PtqConfig(tuning_steps=20, headroom="none"))
     assert [step.step for step in plan.ladder] == [
         "ranges: mean_minmax",
+        "ranges: minmax",
+        "ranges: mse",
         "NNCF",
         "channel equalization",
         "importance-weighted ranges",
@@ -39,8 +41,8 @@ def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
     ]
     kept = [step.sqnr_db_u8 + step.sqnr_db_s8 for step in plan.ladder if step.kept]
     assert kept == sorted(kept)
-    assert bool(plan.channel_scales) == any(step.kept for step in plan.ladder[1:3])
-    tuned = {profile for profile, step in zip(reversed(PROFILES), plan.ladder[4:], strict=True) if step.kept}
+    assert bool(plan.channel_scales) == any(step.kept for step in plan.ladder[3:5])
+    tuned = {profile for profile, step in zip(reversed(PROFILES), plan.ladder[6:], strict=True) if step.kept}
     assert tuned <= set(plan.bias_shift)
 
 
