@@ -303,7 +303,7 @@ def readme(
         tuple[Path, Path] | None,
         typer.Option(
             metavar="RUN PRINTED",
-            help="First save under recipes/parity what `edgeattn parity RUN --json` printed.",
+            help="First save under recipes/parity what `edgeattn parity RUN --json` printed; one a call.",
         ),
     ] = None,
 ) -> None:

@@ -17,7 +17,7 @@ from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.models import create_model, insert_attention, to_edge_form
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.config import GatePolicy, PtqConfig
+from edgeattn.quant.config import AUTO_ESTIMATORS, GatePolicy, PtqConfig
 from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
@@ -44,6 +44,21 @@ def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
     assert bool(plan.channel_scales) == any(step.kept for step in plan.ladder[3:5])
     tuned = {profile for profile, step in zip(reversed(PROFILES), plan.ladder[6:], strict=True) if step.kept}
     assert tuned <= set(plan.bias_shift)
+
+
+def test_auto_keeps_the_estimator_that_measures_best() -> None:
+    """Means of extremes cut the few images that are far larger than the others."""
+    images = [image * (30 if index % 8 == 0 else 1) for index, image in enumerate(pictures(32))]
+    config = PtqConfig(tuning_steps=0, headroom="none", nncf=False, equalization=False, importance=False)
+    plans = {
+        name: make_plan(inverted_residual(), images, config.model_copy(update={"range_estimator": name}))
+        for name in ("auto", *AUTO_ESTIMATORS)
+    }
+    measured = {name: sum((p.ladder[0].sqnr_db_u8, p.ladder[0].sqnr_db_s8)) for name, p in plans.items()}
+    best = max(AUTO_ESTIMATORS, key=lambda name: measured[name])
+    assert best != "mean_minmax"
+    assert [step.step for step in plans["auto"].ladder] == [f"ranges: {name}" for name in AUTO_ESTIMATORS]
+    assert plans["auto"].activations == plans[best].activations
 
 
 @pytest.mark.parametrize("bounds", [{"stop_at_sqnr_db": 1.0}, {"stop_at_agreement": 0.0}])
