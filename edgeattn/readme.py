@@ -107,6 +107,7 @@ def _results(root: Path) -> str:
     header = (
         "recipe",
         "target",
+        "exact grids",
         "FP32 top-1",
         "INT8 top-1",
         "delta",
@@ -117,8 +118,8 @@ def _results(root: Path) -> str:
         "machine",
     )
     return (
-        _markdown(header, rows, left=2)
-        + "\n\nBatch 1. Delta in points of top-1; agreement is the share of images with FP32's answer; speed-up is the "
+        _markdown(header, rows, left=3)
+        + "\n\nBatch 1. Exact grids: whether the run was made with `quant.ptq.exact`. Delta in points of top-1; agreement is the share of images with FP32's answer; speed-up is the "
         "median of FP32 over INT8 measured in alternation, with its 95 % interval. Where an engine could only be "
         "built, its accuracy is that of the same QDQ file in another runtime (marked *). Machines: "
         + "; ".join(f"{number} {machine}" for number, machine in enumerate(machines, start=1))
@@ -132,6 +133,7 @@ def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
         yield (
             report.name,
             name if target.status == "ok" else f"{name} ({target.status})",
+            "yes" if report.recipe.get("quant", {}).get("ptq", {}).get("exact") else "no",
             f"{_percent(report.fp32.top1)} (n = {report.fp32.n:,})",
             _percent(target.top1) + star,
             _NOTHING if target.top1_delta is None else f"{100 * target.top1_delta:+.2f}",
