@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import os
 import re
 from collections.abc import Callable, Iterator
@@ -135,6 +136,7 @@ def _divide(
     return DataSplits(images.subset(train), images.subset(validation), class_names, spec)
 
 
+@functools.cache  # a run wants them twice, to train and to calibrate; parsing takes longer than splitting
 def _load_digits() -> ImageSet:
     sklearn_datasets: Any = extras.require("sklearn.datasets", purpose="data.kind 'digits'")
     bunch = sklearn_datasets.load_digits()
