@@ -133,7 +133,7 @@ def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
         yield (
             report.name,
             name if target.status == "ok" else f"{name} ({target.status})",
-            "yes" if _has_exact_grids(report) else "no",
+            "yes" if report.has_exact_grids else "no",
             f"{_percent(report.fp32.top1)} (n = {report.fp32.n:,})",
             _percent(target.top1) + star,
             _NOTHING if target.top1_delta is None else f"{100 * target.top1_delta:+.2f}",
@@ -142,13 +142,6 @@ def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
             _milliseconds(target.latency.int8),
             _speedup(target),
         )
-
-
-def _has_exact_grids(report: Report) -> bool:
-    value: Any = report.recipe
-    for key in ("quant", "ptq", "exact"):
-        value = value.get(key) if isinstance(value, dict) else None
-    return value is True
 
 
 def _attention_tax(root: Path) -> str:

@@ -278,6 +278,14 @@ class Report(BaseModel):
         """The recipe's name."""
         return str(self.recipe.get("name", "unnamed"))
 
+    @property
+    def has_exact_grids(self) -> bool:
+        """Whether the run was made with ``quant.ptq.exact``."""
+        value: Any = self.recipe
+        for key in ("quant", "ptq", "exact"):
+            value = value.get(key) if isinstance(value, dict) else None
+        return value is True
+
 
 def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
     """Write ``report.json`` and ``report.html`` into `folder`, each whole or not at all.

@@ -58,8 +58,7 @@ def keep_parity(run: Path, printed: Path, folder: Path) -> Path:
         raise ArtifactError(
             f"{printed} is not what `edgeattn parity RUN --json` prints: {exc!r}. Run it again."
         ) from exc
-    recipe: Any = report.recipe
-    exact = bool(recipe.get("quant", {}).get("ptq", {}).get("exact", False))
+    exact = report.has_exact_grids
     name = f"{report.name}{'.exact' if exact else ''}"
     path = folder / f"{name}.json"
     kept = _entries(path) if path.is_file() else []
