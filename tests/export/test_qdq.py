@@ -36,7 +36,8 @@ from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
-FAST = PtqConfig(tuning_steps=0, bias_correction=False)
+# One estimator, so that both profiles begin with the same extents: training learns one for the two.
+FAST = PtqConfig(range_estimator="mean_minmax", tuning_steps=0, bias_correction=False)
 QUICK = FAST.model_copy(update={"nncf": False, "importance": False, "equalization": False})
 # The whole ladder once, for the bare network; what is emitted does not depend on who found the ranges.
 TUNED = QUICK.model_copy(update={"tuning_steps": 2, "equalization": True})
