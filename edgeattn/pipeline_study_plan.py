@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,9 +36,6 @@ __all__ = [
     "order_cells",
     "unpack",
 ]
-
-RANGE_ESTIMATOR = "mean_minmax"
-"""Of every network of a study unless its block says otherwise, so that they can be compared with those of before."""
 
 _STRICT = ConfigDict(extra="forbid", frozen=True)
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,59}$")]
@@ -218,8 +215,7 @@ def changes_of(cell: Cell, root: Path | None = None) -> list[str]:
     }
     if root is not None:
         changes["data.root"] = str(root.absolute())
-    ranges = f"quant.ptq.range_estimator={RANGE_ESTIMATOR}"
-    return [ranges, *cell.block.changes, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
+    return [*cell.block.changes, *(f"{key}={json.dumps(value)}" for key, value in changes.items())]
 
 
 def compose(cell: Cell, plan_path: Path, mode: Literal["ptq", "qat"], root: Path | None = None) -> Recipe:
@@ -244,7 +240,8 @@ def compose(cell: Cell, plan_path: Path, mode: Literal["ptq", "qat"], root: Path
 def fingerprint(cell: Cell, plan_path: Path, hashes: dict[Path, str]) -> str:
     """Return what identifies a cell's request: data, schedule, weights, calibration, everything but places.
 
-    Values that are the defaults are left out: an option that is added later changes no old result.
+    Values that are the defaults are left out: an option that is added later changes no old result. When a default
+    changes, plans with results must name the old one.
 
     Args:
         cell: Which.
@@ -260,17 +257,12 @@ def fingerprint(cell: Cell, plan_path: Path, hashes: dict[Path, str]) -> str:
     for path in files.values():
         if path is not None and path not in hashes:
             hashes[path] = sha256_of_file(path)
-    said: dict[str, Any] = recipe.model_dump(
+    said: dict[str, object] = recipe.model_dump(
         mode="json",
         exclude_defaults=True,
         include={"model": True, "attention": True, "data": True, "train": True, "quant": True},
         exclude={"model": {"weights"}, "data": {"root"}, "quant": {"mode"}},
     )
-    ptq = said["quant"].get("ptq", {})
-    if ptq.get("range_estimator") == RANGE_ESTIMATOR:  # the default when the first networks were measured
-        del ptq["range_estimator"]
-        if not ptq:
-            del said["quant"]["ptq"]
     images: Mapping[str, object] = (
         cell.block.images.model_dump(include={"train_per_class", "test_per_class"})
         if cell.block.images

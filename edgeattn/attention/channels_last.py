@@ -2,8 +2,8 @@
 
 PyTorch's CPU sums over the rows or columns of an (N, C, H, W) tensor take 5 to 15 times as long when its memory is in
 channels-last order as those of its (N, H, W, C) view: the result is laid out in the other order, which leaves no
-contiguous run to vectorize. A network with Coordinate Attention spends a sixth of its training step in them, half of
-that in the gates' gradients.
+contiguous run to vectorize. A small network with Coordinate Attention spends an eighth of its training step in them,
+half of that in the gates' gradients.
 
 Where something watches or records what is computed (hooks on functions, traces, exports), the plain operations run.
 Values and gradients are the same up to the order of float sums.

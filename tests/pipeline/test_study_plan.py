@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from edgeattn.errors import RecipeError
 from edgeattn.pipeline_study import estimate_seconds, next_cell, parse_budget
 from edgeattn.pipeline_study_plan import (
-    RANGE_ESTIMATOR,
     Block,
     Cell,
     StudyPlan,
@@ -100,7 +99,7 @@ def test_seed_0_of_the_pretrained_network_is_the_recipe_of_the_project(attention
     changes = [
         "quant.ptq.tuning_steps=0",
         "quant.ptq.exact=false",
-        f"quant.ptq.range_estimator={RANGE_ESTIMATOR}",
+        "quant.ptq.range_estimator=mean_minmax",
     ]
     theirs = load_recipe(RECIPES / f"sign_digits_mobilenetv2_{attention}.yaml", changes)
     for part in ("model", "attention", "data", "train", "quant"):
