@@ -32,6 +32,8 @@ __all__ = [
     "user_cache",
 ]
 
+# Clouds give several generations of a processor one name; what is fastest on one need not be on the next.
+_MACHINE_KEYS = ("model", "generation", "architecture", "usable_cores", "instruction_sets")
 _STRICT = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
@@ -241,7 +243,7 @@ def tuning_key(recipe: Recipe, target: Target, threads: int) -> dict[str, Any]:
         "threads": threads,
         # Planning by tables needs no device, and holds for all.
         "device": "" if spec is not None and spec.rank_by == "dla" else device_of(target),
-        "machine": {key: cpu[key] for key in ("model", "architecture", "usable_cores", "instruction_sets")},
+        "machine": {key: cpu[key] for key in _MACHINE_KEYS},
         "network": {
             "arch": model.arch,
             "width": model.width,

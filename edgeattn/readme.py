@@ -342,12 +342,14 @@ def _cell(text: str) -> str:
 
 
 def _processor(cpu: Mapping[str, Any]) -> str:
-    """Name a processor, with the instructions that decide how fast and how exact INT8 is on x86."""
+    """Name a processor and its generation, with the instructions that decide how fast and how exact INT8 is on x86."""
     known = cpu.get("instruction_sets") or []
     names = {"avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2 without VNNI"}
     vector = next((name for flag, name in names.items() if flag in known), "")
     cores = cpu.get("usable_cores")
-    parts = [_cell(str(cpu.get("model"))), vector, f"{cores} cores usable" if cores else ""]
+    generation = cpu.get("generation")
+    name = f"{cpu.get('model')} ({generation})" if generation else str(cpu.get("model"))
+    parts = [_cell(name), vector, f"{cores} cores usable" if cores else ""]
     return ", ".join(part for part in parts if part)
 
 

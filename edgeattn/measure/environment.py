@@ -55,6 +55,7 @@ def describe_environment(root: Path = Path("/")) -> dict[str, Any]:
     return {
         "cpu": {
             "model": _first(cpuinfo, "model name", "Model", "Hardware") or platform.processor() or None,
+            "generation": _generation(cpuinfo),
             "architecture": platform.machine(),
             "logical_cores": os.cpu_count(),
             "physical_cores": _physical_cores(cpuinfo),
@@ -93,6 +94,15 @@ def _cpuinfo(root: Path) -> list[dict[str, str]]:
 
 def _first(processors: list[dict[str, str]], *keys: str) -> str | None:
     return next((p[key] for key in keys for p in processors if p.get(key)), None)
+
+
+def _generation(processors: list[dict[str, str]]) -> str | None:
+    """Return the numbers by which a vendor tells its designs apart: clouds give several the same name."""
+    for keys in (("cpu family", "model"), ("CPU implementer", "CPU part")):
+        values = [_first(processors, key) for key in keys]
+        if all(values):
+            return ", ".join(f"{key} {value}" for key, value in zip(keys, values, strict=True))
+    return None
 
 
 def _physical_cores(processors: list[dict[str, str]]) -> int | None:

@@ -40,8 +40,8 @@ class TrainConfig(BaseModel):
         Field(
             ge=16,
             le=1024,
-            description="Side in pixels of the training images of the first start_epochs: small images are "
-            "several times as fast, and a network learns most of its features from them.",
+            description="Side in pixels of the images of the first start_epochs, in training and validation: small "
+            "images are several times as fast, and a network learns most of its features from them.",
         ),
     ] = None
     start_epochs: Annotated[int, Field(ge=0, le=1000, description="Epochs at start_size.")] = 0

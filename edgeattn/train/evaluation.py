@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import nn
+from torch.nn import functional as F
 
 from edgeattn.data.image_set import ImageSet
 from edgeattn.data.pixels import iterate_batches
@@ -48,6 +49,7 @@ def evaluate(
     *,
     batch_size: int = 64,
     preprocess: Preprocess | None = None,
+    size: int | None = None,
 ) -> EvalResult:
     """Run a module in evaluation mode; every submodule's mode is put back afterwards.
 
@@ -58,6 +60,7 @@ def evaluate(
         labels: Class indices of shape (n,); an image set brings its own.
         batch_size: Images for each forward pass.
         preprocess: Needed unless `images` is float32.
+        size: Edge in pixels to which images are resized after preprocessing; None leaves them as they are.
 
     Raises:
         DataError: If there are no images, or labels or preprocessing are missing or do not fit.
@@ -76,7 +79,7 @@ def evaluate(
     try:
         with torch.no_grad():
             for inputs in _inputs(images, preprocess, batch_size):
-                output = model(torch.from_numpy(inputs).to(device))
+                output = model(resize_inputs(torch.from_numpy(inputs).to(device), size))
                 logits.append(check_logits(output, int(labels.max()) + 1).float().cpu().numpy())
     finally:
         for module, training in modes.items():
@@ -84,6 +87,13 @@ def evaluate(
     answers = np.concatenate(logits)
     correct = int((answers.argmax(axis=1) == labels).sum())
     return EvalResult(correct / len(labels), len(labels), answers)
+
+
+def resize_inputs(inputs: torch.Tensor, size: int | None) -> torch.Tensor:
+    """Return images of shape (n, 3, height, width) with edges of `size` pixels; as they are for None."""
+    if size is None:
+        return inputs
+    return F.interpolate(inputs, (size, size), mode="bilinear", antialias=True)
 
 
 def check_logits(output: object, classes: int) -> torch.Tensor:

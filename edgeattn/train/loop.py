@@ -31,7 +31,7 @@ from edgeattn.train.distributed import (
     sum_over_ranks,
     wait_for_all,
 )
-from edgeattn.train.evaluation import check_logits, evaluate, module_device
+from edgeattn.train.evaluation import check_logits, evaluate, module_device, resize_inputs
 from edgeattn.train.layout import choose_layout, use_layout
 from edgeattn.train.loader import EpochLoader, mix_seed
 from edgeattn.train.optim import WeightAverage, build_optimizer, learning_rate_factor, set_learning_rate
@@ -221,7 +221,7 @@ class _Run:
         step = self.epoch * len(self.loader) + self.batch
         # Seeding each step makes dropout, and anything else random, a function of the step alone.
         _seed_everything(mix_seed(config.seed, step, self.world.rank))
-        loss = self._loss(self._at_start_size(inputs), labels)
+        loss = self._loss(resize_inputs(inputs, self._size()), labels)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         value = average_gradients(self.model, loss.item(), self.world)
@@ -242,11 +242,9 @@ class _Run:
             total = config.epochs * len(self.loader)
             self.progress.update("train", step + 1, total, epoch=self.epoch, loss=value)
 
-    def _at_start_size(self, inputs: Tensor) -> Tensor:
-        size = self.config.start_size
-        if size is None or self.epoch >= self.config.start_epochs:
-            return inputs
-        return F.interpolate(inputs, (size, size), mode="bilinear", antialias=True)
+    def _size(self) -> int | None:
+        """Return the size of this epoch's images where it is not the network's own."""
+        return self.config.start_size if self.epoch < self.config.start_epochs else None
 
     def _loss(self, inputs: Tensor, labels: Tensor) -> Tensor:
         logits = check_logits(self.model(inputs.contiguous(memory_format=self.layout)), self.classes).float()
@@ -281,13 +279,18 @@ class _Run:
         pixels, labels = self.arrays.validation_pixels, self.arrays.validation_labels
         share = slice(self.world.rank, None, self.world.size)
         correct = count = 0
+        # A network that has seen small images alone answers by chance at its own size.
+        size = self._size()
         if len(labels[share]):
             result = evaluate(
                 self.model,
                 pixels[share],
                 labels[share],
-                batch_size=max(self.config.batch_size, _EVALUATED_PIXELS // self.preprocess.size**2, 16),
+                batch_size=max(
+                    self.config.batch_size, _EVALUATED_PIXELS // (size or self.preprocess.size) ** 2, 16
+                ),
                 preprocess=self.preprocess,
+                size=size,
             )
             correct, count = round(result.top1 * result.n), result.n
         correct, count = sum_over_ranks([correct, count], self.world)

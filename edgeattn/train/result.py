@@ -28,7 +28,7 @@ class TrainResult:
     """How a training run went.
 
     Attributes:
-        best_top1: Largest validation top-1 of any epoch, in [0, 1]; for the record only.
+        best_top1: Largest validation top-1 of any epoch, at that epoch's image size, in [0, 1]; for the record only.
         last_top1: Of the weights that the module now holds.
         history: One record for each epoch.
         epochs_run: Epochs trained by this call; fewer than configured if it resumed.

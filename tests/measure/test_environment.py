@@ -12,6 +12,8 @@ import pytest
 from edgeattn.measure import describe_environment
 
 CPUINFO = """processor\t: 0
+cpu family\t: 23
+model\t\t: 49
 model name\t: Some CPU @ 2 GHz
 flags\t\t: fpu avx2 avx512f avx512_vnni amx_int8
 physical id\t: 0
@@ -63,6 +65,7 @@ def test_a_described_machine(tmp_path: Path) -> None:
     environment = describe_environment(root)
     cpu = environment["cpu"]
     assert cpu["model"] == "Some CPU @ 2 GHz"
+    assert cpu["generation"] == "cpu family 23, model 49"
     assert cpu["physical_cores"] == 2
     assert cpu["instruction_sets"] == ["avx2", "avx512f", "avx512_vnni", "amx_int8"]
     assert (cpu["governor"], cpu["boost"]) == ("powersave", False)
@@ -72,9 +75,13 @@ def test_a_described_machine(tmp_path: Path) -> None:
 
 
 def test_an_arm_machine(tmp_path: Path) -> None:
-    text = "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\n\nModel\t\t: Some Board\n"
+    text = (
+        "processor\t: 0\nFeatures\t: fp asimd asimddp i8mm\nCPU implementer\t: 0x41\nCPU part\t: 0xd0b\n\n"
+        "Model\t\t: Some Board\n"
+    )
     cpu = describe_environment(write(tmp_path, {"proc/cpuinfo": text}))["cpu"]
     assert cpu["model"] == "Some Board"
+    assert cpu["generation"] == "CPU implementer 0x41, CPU part 0xd0b"
     assert cpu["instruction_sets"] == ["dotprod", "i8mm"]
     assert cpu["physical_cores"] is None
 
@@ -101,6 +108,7 @@ def test_an_empty_machine_is_described_as_unknown(tmp_path: Path, monkeypatch: p
     environment: dict[str, Any] = describe_environment(tmp_path)
     assert environment["memory_bytes"] is None
     assert environment["cpu"]["instruction_sets"] == []
+    assert environment["cpu"]["generation"] is None
     assert environment["gpus"] == []
     assert environment["variables"]["OMP_NUM_THREADS"] == "3"
     json.dumps(environment, allow_nan=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import itertools
 import logging
 import os
 import signal
@@ -303,7 +304,7 @@ def test_unfit_models_and_data_are_refused(model: nn.Module, arrays: TrainArrays
 
 
 def test_first_epochs_see_small_images(tmp_path: Path) -> None:
-    """Until start_epochs are over; measuring is at the network's own size all along."""
+    """Until start_epochs are over, in training and in validation."""
     sizes: list[tuple[bool, int]] = []
 
     class Watching(nn.Module):
@@ -326,7 +327,9 @@ def test_first_epochs_see_small_images(tmp_path: Path) -> None:
         preprocess=PREPROCESS.model_copy(update={"size": 24}),
     )
     assert [size for training, size in sizes if training] == [16] * 6 + [24] * 3
-    assert {size for training, size in sizes if not training} == {24}
+    # The first was to choose a memory layout.
+    measured = [size for size, _ in itertools.groupby(size for training, size in sizes if not training)]
+    assert measured == [24, 16, 24], "validated as it was trained"
 
 
 def test_start_size_must_be_smaller(model: nn.Module, tmp_path: Path) -> None:
