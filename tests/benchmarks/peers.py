@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import os
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -92,3 +93,5 @@ PEERS: dict[str, Callable[[nn.Module, Images, Path], onnx.ModelProto]] = {
 """Name -> from a module in its authors' form to a quantized ONNX model."""
 
 logging.getLogger("nncf").setLevel(logging.ERROR)
+# NNCF compiles its quantizers at first use; where that took more than its minute, a peer was missing from the table.
+os.environ.setdefault("NNCF_EXTENSION_LOAD_TIMEOUT", "600")
