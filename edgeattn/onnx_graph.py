@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgeattn.artifact import IoSpec
 from edgeattn.errors import ModelError
 
-__all__ = ["Graph", "attribute", "tensor_dtype"]
+__all__ = ["Graph", "attribute", "io_spec", "tensor_dtype"]
 
 Array = NDArray[Any]
 
@@ -222,7 +222,7 @@ class Graph:
         Raises:
             ModelError: If a dimension is not a fixed positive number.
         """
-        return tuple(map(_io_spec, self.inputs)), tuple(map(_io_spec, self.outputs))
+        return tuple(map(io_spec, self.inputs)), tuple(map(io_spec, self.outputs))
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Infer the static shape of every tensor that has one."""
@@ -284,7 +284,12 @@ def _copy(node: NodeProto) -> NodeProto:
     return clone
 
 
-def _io_spec(item: onnx.ValueInfoProto) -> IoSpec:
+def io_spec(item: onnx.ValueInfoProto) -> IoSpec:
+    """Return name, shape and type of a graph's input or output.
+
+    Raises:
+        ModelError: If its shape is not fixed.
+    """
     tensor = item.type.tensor_type
     dims = [d.dim_value if d.HasField("dim_value") else 0 for d in tensor.shape.dim]
     if not dims or any(d <= 0 for d in dims):

@@ -18,6 +18,7 @@ LAYERS = (
     "artifact",
     "progress",
     "onnx_graph",
+    "onnx_node",
     "onnx_plain",
     "attention",
     "models",

@@ -1,7 +1,7 @@
 """Bring an fp32 ONNX graph into the one spelling that planning and emission expect.
 
-Constants and identities are folded, batch norms go into the convolution or Gemm before them, clips
-are written with constant bounds. The function computed stays the same up to float rounding.
+Constants and identities are folded, batch norms go into the convolution or Gemm before them, zero pads into the
+convolution behind them, clips are written with constant bounds. The function computed stays the same up to float rounding.
 """
 
 from __future__ import annotations
@@ -10,12 +10,21 @@ import dataclasses
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import NodeProto
-from onnx.reference import ReferenceEvaluator
+from onnx import NodeProto, helper
 
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_node import evaluate_node
 
-__all__ = ["WeightOrigin", "canonicalize", "fold_batch_norms", "fold_constants", "remove_identities"]
+__all__ = [
+    "WeightOrigin",
+    "canonicalize",
+    "fold_batch_norms",
+    "fold_constants",
+    "fold_pads",
+    "remove_identities",
+    "widen_pads",
+    "zero_pads",
+]
 
 Float64 = NDArray[np.float64]
 
@@ -43,9 +52,13 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
     Returns:
         The origin of the weight of every convolution and linear layer, by its name in the canonical graph.
     """
-    remove_identities(graph)
-    fold_shapes(graph)
-    fold_constants(graph)
+    left = None
+    while left != len(graph.nodes):  # a constant may settle a shape, and a shape a constant
+        left = len(graph.nodes)
+        remove_identities(graph)
+        fold_shapes(graph)
+        fold_constants(graph)
+    fold_pads(graph)
     origins = fold_batch_norms(graph)
     graph.remove_unused()
     name_nodes(graph)
@@ -89,12 +102,57 @@ def fold_constants(graph: Graph) -> None:
             continue
         if not all(name in graph.constants for name in inputs):
             continue
-        evaluator = ReferenceEvaluator(node, opsets={"": graph.opset})
-        values = evaluator.run(None, {name: graph.constants[name] for name in inputs})
-        for name, value in zip(node.output, values, strict=True):
-            graph.constants[name] = np.asarray(value)
+        values = evaluate_node(node, {name: graph.constants[name] for name in inputs}, graph.opset)
+        graph.constants.update(zip((name for name in node.output if name), values, strict=True))
         graph.nodes.remove(node)
     graph.reindex()
+
+
+def fold_pads(graph: Graph) -> None:
+    """Move zero pads into the convolutions behind them: between quantized tensors they are a pass over the map."""
+    for pad in [node for node in graph.nodes if node.op_type == "Pad"]:
+        sides = zero_pads(graph, pad)
+        users = graph.consumers.get(pad.output[0], [])
+        if sides is None or not users or pad.output[0] in graph.output_names:
+            continue
+        if any(user.op_type != "Conv" or user.input[0] != pad.output[0] for user in users):
+            continue
+        if any(attribute(user, "auto_pad", "NOTSET") not in ("NOTSET", "") for user in users):
+            continue
+        for user in users:
+            widen_pads(user, sides)
+        graph.replace_input(pad.output[0], pad.input[0])
+        graph.nodes.remove(pad)
+        graph.reindex()
+
+
+def zero_pads(graph: Graph, pad: NodeProto) -> list[int] | None:
+    """Return what a Pad of zeros adds to a map: (top, left, bottom, right) in pixels; None for any other Pad."""
+    amounts = graph.constant(pad.input[1])
+    value = graph.scalar(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else 0.0
+    if attribute(pad, "mode", "constant") != "constant" or amounts is None or value != 0.0:
+        return None
+    axes = np.arange(amounts.size // 2)
+    if len(pad.input) > 3 and pad.input[3]:
+        given = graph.constant(pad.input[3])
+        if given is None or len(graph.shapes().get(pad.input[0], ())) != 4:
+            return None
+        axes = given % 4
+    elif amounts.size != 8:
+        return None
+    sides = np.zeros((2, 4), np.int64)
+    sides[:, axes] = amounts.reshape(2, -1)
+    if sides.min() < 0 or sides[:, :2].any():
+        return None
+    return [int(side) for side in sides[:, 2:].reshape(-1)]
+
+
+def widen_pads(conv: NodeProto, sides: list[int]) -> None:
+    """Add (top, left, bottom, right) to a convolution's pads."""
+    pads = [int(old) + new for old, new in zip(attribute(conv, "pads", [0, 0, 0, 0]), sides, strict=True)]
+    kept = [item for item in conv.attribute if item.name not in ("pads", "auto_pad")]
+    del conv.attribute[:]
+    conv.attribute.extend([*kept, helper.make_attribute("pads", pads)])
 
 
 def fold_batch_norms(graph: Graph) -> dict[str, WeightOrigin]:
@@ -195,8 +253,6 @@ def _own_copy(graph: Graph, node: NodeProto, index: int) -> str:
 
 
 def _as_multiply_add(graph: Graph, node: NodeProto, factor: Float64, shift: Float64) -> None:
-    from onnx import helper
-
     rank = len(graph.shapes().get(node.input[0], ())) or 4
     shape = (1, -1) + (1,) * (rank - 2)
     # Not ".scale": that is what the scale of the quantized result is called.

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
+from edgeattn.export.canonical import widen_pads, zero_pads
 from edgeattn.lint.base import Evidence, Rule, View, name_of
 from edgeattn.lower.extents import bound_extents
 from edgeattn.lower.half_products import HalfProducts, float32_products
@@ -56,29 +57,15 @@ def _merge_pads(graph: Graph) -> bool:
     changed = False
     for conv in [node for node in graph.nodes if node.op_type == "Conv"]:
         pad = _pad_behind_pair(graph, conv)
-        if pad is None or attribute(pad, "mode", "constant") != "constant":
-            continue
-        amounts = graph.constant(pad.input[1])
-        value = graph.scalar(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else 0.0
-        if amounts is None or amounts.size != 8 or value != 0.0 or len(pad.input) > 3:
-            continue
-        if (
-            np.any(amounts < 0)
-            or np.any(amounts.reshape(2, 4)[:, :2])
-            or graph.only_consumer(pad.output[0]) is None
-        ):
+        sides = zero_pads(graph, pad) if pad is not None else None
+        if pad is None or sides is None or graph.only_consumer(pad.output[0]) is None:
             continue
         quantize = graph.consumers[pad.output[0]][0]
         pairs = graph.consumers.get(quantize.output[0], [])
         users = [user for item in pairs for user in graph.consumers.get(item.output[0], [])]
         if len(users) != 1 or attribute(conv, "auto_pad", "NOTSET") not in ("NOTSET", ""):
             continue
-        old = attribute(conv, "pads", [0, 0, 0, 0])
-        new = [int(a) + int(b) for a, b in zip(old, amounts.reshape(2, 4)[:, 2:].reshape(-1), strict=True)]
-        kept = [item for item in conv.attribute if item.name != "pads"]
-        del conv.attribute[:]
-        conv.attribute.extend(kept)
-        conv.attribute.append(helper.make_attribute("pads", new))
+        widen_pads(conv, sides)
         quantize.input[0] = pad.input[0]
         graph.nodes.remove(pad)
         graph.reindex()

@@ -5,12 +5,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
 import onnxruntime as ort
 import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgeattn.errors import ModelError
 from edgeattn.export.from_onnx import load_float_onnx, read_onnx
+from edgeattn.onnx_graph import Graph
 
 
 def _classifier(
@@ -56,6 +58,7 @@ def _classifier(
 
 
 def _save(model: ModelProto, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "model.onnx"
     path.write_bytes(model.SerializeToString())
     return path
@@ -109,15 +112,69 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
         read_onnx(tmp_path / "nothing.onnx")
 
 
-def test_external_weights_are_not_followed(tmp_path: Path) -> None:
-    model = _classifier()
-    weight = model.graph.initializer[0]
-    weight.ClearField("raw_data")
-    weight.data_location = TensorProto.EXTERNAL
-    weight.external_data.add(key="location", value="../secret.bin")
-    path = _save(model, tmp_path)
-    with pytest.raises(ModelError, match="other files"):
+def _external(folder: Path, name: str = "model.onnx.data") -> Path:
+    """Save a model as torch's exporter does by default: weights in a file beside it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "model.onnx"
+    onnx.save(_classifier(), str(path), save_as_external_data=True, location=name, size_threshold=0)
+    return path
+
+
+def test_weights_beside_the_model_are_taken_in(tmp_path: Path) -> None:
+    path = _external(tmp_path)
+    assert (tmp_path / "model.onnx.data").stat().st_size > 0
+    alone = load_float_onnx(_save(_classifier(), tmp_path / "alone"))
+    assert load_float_onnx(path) == alone
+
+
+def test_weights_elsewhere_are_refused(tmp_path: Path) -> None:
+    secret = tmp_path / "secret.bin"
+    secret.write_bytes(bytes(1 << 16))
+    path = _external(tmp_path / "inner")
+    data = tmp_path / "inner" / "model.onnx.data"
+    for location in ("../secret.bin", str(secret)):
+        model = onnx.load(str(path), load_external_data=False)
+        for tensor in model.graph.initializer:
+            next(entry for entry in tensor.external_data if entry.key == "location").value = location
+        elsewhere = path.with_name("elsewhere.onnx")
+        elsewhere.write_bytes(model.SerializeToString())
+        with pytest.raises(ModelError, match="in another file"):
+            read_onnx(elsewhere)
+    data.unlink()
+    data.symlink_to(secret)
+    with pytest.raises(ModelError, match="in another file"):
         read_onnx(path)
+
+
+def test_weights_that_are_missing_or_cut_are_named(tmp_path: Path) -> None:
+    path = _external(tmp_path)
+    data = tmp_path / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:-1])
+    with pytest.raises(ModelError, match=r"keeps the weight .* cannot be read"):
+        read_onnx(path)
+    data.unlink()
+    with pytest.raises(ModelError, match="external_data=False"):
+        read_onnx(path)
+
+
+def test_weights_that_claim_too_much_are_refused_unread(tmp_path: Path) -> None:
+    path = _external(tmp_path)
+    with (tmp_path / "model.onnx.data").open("r+b") as stream:
+        stream.truncate((1 << 30) + (1 << 20))  # sparse
+    model = onnx.load(str(path), load_external_data=False)
+    for entry in [entry for tensor in model.graph.initializer for entry in tensor.external_data]:
+        if entry.key == "length":
+            entry.value = str((1 << 30) + 1)
+    path.write_bytes(model.SerializeToString())
+    with pytest.raises(ModelError, match="1 GiB"):
+        read_onnx(path)
+
+
+def test_an_output_whose_size_follows_is_settled(tmp_path: Path) -> None:
+    model = _classifier()
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "n"
+    graph = Graph(load_float_onnx(_save(model, tmp_path)))
+    assert graph.io_specs()[1][0].shape[0] == 1
 
 
 def test_constant_subgraphs_are_folded(tmp_path: Path) -> None:

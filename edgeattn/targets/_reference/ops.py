@@ -311,14 +311,10 @@ def fallback(node: NodeProto, inputs: Sequence[Array], opset: int) -> list[Array
     Raises:
         ModelError: If that does not know the operator.
     """
-    from onnx.reference import ReferenceEvaluator
+    from edgeattn.onnx_node import evaluate_node
 
     feeds = {name: value for name, value in zip(node.input, inputs, strict=True) if name}
     try:
-        evaluator = ReferenceEvaluator(node, opsets={"": opset})
-        return [np.asarray(value) for value in evaluator.run(None, feeds)]
-    except Exception as exc:
-        raise ModelError(
-            f"The reference cannot compute {node.name!r} ({node.op_type}): {exc}. Leave this operator out, or "
-            "compare other targets."
-        ) from exc
+        return evaluate_node(node, feeds, opset)
+    except ModelError as exc:
+        raise ModelError(f"{exc} To compare other targets, leave the reference out.") from exc
