@@ -16,6 +16,7 @@ from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
+from edgeattn.lower.safe_reductions import SafeReductions
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.unsigned_pairs import UnsignedPairs
 from edgeattn.lower.widen_gates import WidenGates
@@ -30,6 +31,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     FloatSums(),
 )
 _OPENVINO: tuple[LoweringPass, ...] = (
+    SafeReductions(),
     UnsignedPairs(),
     DropIdlePairs(),
     DropInnerPairs(),

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 
@@ -75,6 +76,15 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, Array], *, optimized: bool =
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
     session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
     result: Array = session.run(None, dict(feeds))[0]
+    return result
+
+
+def run_openvino(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
+    """Run in OpenVINO's CPU plugin; skips the test where it is not installed."""
+    openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
+    core = openvino.Core()
+    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU")
+    result: Array = compiled(dict(feeds))[0]
     return result
 
 

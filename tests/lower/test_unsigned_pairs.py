@@ -7,8 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
-import pytest
-from lowering_graphs import Array, Builder, lower, run
+from lowering_graphs import Array, Builder, lower, run, run_openvino
 
 from edgeattn.lower.unsigned_pairs import UnsignedPairs
 from edgeattn.onnx_graph import Graph
@@ -38,14 +37,6 @@ def gate_model(dtype: type[np.integer[Any]] = np.int8) -> onnx.ModelProto:
 def feeds(model: onnx.ModelProto) -> dict[str, Array]:
     shape = [item.dim_value for item in model.graph.input[0].type.tensor_type.shape.dim]
     return {"x": np.random.default_rng(1).standard_normal(shape).astype(np.float32)}
-
-
-def run_openvino(model: onnx.ModelProto, inputs: dict[str, Array]) -> Array:
-    openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
-    core = openvino.Core()
-    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU")
-    result: Array = compiled(inputs)[0]
-    return result
 
 
 def test_the_numbers_stay_bit_for_bit() -> None:
