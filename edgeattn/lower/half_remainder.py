@@ -8,7 +8,7 @@ casts their inputs to float16 and their results back. Three kinds of operations 
   float32 accumulators and scales, and float16 scales would only make them less exact.
 * The first layer's QuantizeLinear reads the float32 input, and the last layer writes float32 logits.
 * Operations with a tensor that float16 cannot hold: larger than 65504 less a margin, or so small that only
-  subnormal numbers are left. They are named in the model's metadata.
+  subnormal numbers are left; and operators that ONNX defines in float32 alone. They are named in the model's metadata.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from onnx import NodeProto, TensorProto, helper
+from onnx import NodeProto, TensorProto, defs, helper
 
 from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.extents import bound_extents
@@ -34,7 +34,7 @@ __all__ = [
 ]
 
 FLOAT32_KEY = "edgeattn.float32"
-"""Metadata entry: names of the nodes that stay float32 because of their values, separated by spaces."""
+"""Metadata entry: names of the nodes that stay float32 for their values or their operator, separated by spaces."""
 
 LARGEST_HALF = 65504.0
 """Largest number of float16."""
@@ -74,7 +74,7 @@ class HalfRemainder(EveryGraph):
 
 
 def float32_nodes(graph: Graph) -> list[str]:
-    """Return the names of nodes that stay float32 because float16 cannot hold their values."""
+    """Return the names of nodes that stay float32 because float16 cannot hold their values, or lacks the operator."""
     return graph.metadata.get(FLOAT32_KEY, "").split()
 
 
@@ -122,7 +122,7 @@ def _follows(graph: Graph, node: NodeProto) -> bool:
 
 
 def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
-    """Return the nodes that are float32 and can be float16, and those whose values forbid it."""
+    """Return the nodes that are float32 and can be float16, and those whose values or operator forbid it."""
     extents = bound_extents(graph)
     types = graph.element_types()
     chosen: list[NodeProto] = []
@@ -137,8 +137,18 @@ def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
             for name in (*node.input, *node.output)
             if name and types.get(name) == "float32" and not _is_bias(node, name)
         )
-        (chosen if fits else kept).append(node)
+        (chosen if fits and _takes_half(graph, node, 0) else kept).append(node)
     return chosen, kept
+
+
+def _takes_half(graph: Graph, node: NodeProto, index: int) -> bool:
+    """Return whether ONNX has an operator's input in float16: not Celu's, nor the factors of a Resize."""
+    try:
+        inputs = defs.get_schema(node.op_type, graph.opset).inputs
+    except defs.SchemaError:
+        return True
+    # The last may stand for any number of them.
+    return not inputs or "tensor(float16)" in inputs[min(index, len(inputs) - 1)].types
 
 
 def _is_bias(node: NodeProto, name: str) -> bool:
@@ -168,7 +178,7 @@ def _cast_inputs(graph: Graph, chosen: list[NodeProto]) -> None:
     made: dict[str, str] = {}
     for node in chosen:
         for index, name in enumerate(node.input):
-            if name in inside or types.get(name) != "float32":
+            if name in inside or types.get(name) != "float32" or not _takes_half(graph, node, index):
                 continue
             if name not in made:
                 made[name] = graph.fresh_name(f"{name}.half")

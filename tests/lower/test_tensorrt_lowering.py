@@ -9,7 +9,7 @@ import onnx
 import pytest
 from attention_kinds import RECIPE_KINDS
 from attention_networks import pictures, planned, quantized
-from lowering_graphs import Builder, operators, run
+from lowering_graphs import Builder, lower, operators, run
 from onnx import helper
 
 from edgeattn.errors import ModelError
@@ -297,3 +297,30 @@ def test_a_remainder_that_comes_back_is_noticed() -> None:
     graph.nodes += [single, back]
     graph.sort()
     assert "float32" in HalfRemainder().ensures(graph)
+
+
+def test_factors_of_a_size_stay_float32() -> None:
+    """ONNX has them in no other type, whatever the map's."""
+    b = Builder()
+    source = b.add("Sigmoid", b.pair("x", 0.02, 0, np.int8))
+    factors = b.constant(np.array([1, 1, 2, 2], np.float32))
+    resized = b.add("Resize", source, "", factors, mode="nearest")
+    model = b.model({"x": (1, 4, 6, 6)}, b.pair(resized, 0.01, 0, np.int8))
+    attach_extents(model, dict.fromkeys((source, resized), 1.0))
+    lowered, changed = lower(model, HalfRemainder())
+    assert changed == ["half-remainder"]
+    types = Graph(lowered).element_types()
+    (node,) = [node for node in lowered.graph.node if node.op_type == "Resize"]
+    assert (types[node.input[0]], types[node.input[2]]) == ("float16", "float32")
+
+
+def test_operators_without_float16_stay_float32_and_are_named() -> None:
+    b = Builder()
+    source = b.add("Sigmoid", b.pair("x", 0.02, 0, np.int8))
+    bent = b.add("Celu", source, alpha=0.5)
+    model = b.model({"x": (1, 4, 6, 6)}, b.pair(bent, 0.01, 0, np.int8))
+    attach_extents(model, dict.fromkeys((source, bent), 1.0))
+    lowered, _ = lower(model, HalfRemainder())
+    graph = Graph(lowered)
+    assert graph.element_types()[bent] == "float32"
+    assert float32_nodes(graph) == [bent]
