@@ -13,6 +13,7 @@ from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.integer_bias import IntegerBias
+from edgeattn.lower.own_zero_points import OwnZeroPoints
 from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
@@ -33,6 +34,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
 _OPENVINO: tuple[LoweringPass, ...] = (
     SafeReductions(),
     UnsignedPairs(),
+    OwnZeroPoints(),
     DropIdlePairs(),
     DropInnerPairs(),
     SpreadGates(),

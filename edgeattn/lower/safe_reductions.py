@@ -1,11 +1,15 @@
-"""Spell maxima, minima and sums of magnitudes so that OpenVINO rounds their results where the graph says.
+"""Spell reductions so that OpenVINO computes what the graph says.
 
-OpenVINO 2026.4's CPU reductions take the QuantizeLinear behind them in. With a float input, a maximum or minimum is
-then stored as a whole number first and divided by the scale afterwards: with a scale of 0.02 its results are up to 25
-steps off. A sum of magnitudes (ReduceL1) is wrong from any input. Sums and means are right.
+OpenVINO 2026.4's CPU plugin gets these wrong in INT8 graphs:
+
+* Maxima and minima of floats whose result is quantized: the reduction takes the QuantizeLinear in, and stores its result
+  as a whole number before dividing it by the scale. With a scale of 0.02 it is up to 25 steps off.
+* Sums of magnitudes (ReduceL1) whose result is quantized.
+* Averages that count their padding (torch's default), of integers with a zero point: the padding is the integer 0.
 
 Rounding keeps order, so the greatest of rounded values is the greatest value rounded: quantizing before the reduction
-as well changes nothing, and leaves it only 8-bit steps to choose from. A sum of magnitudes becomes Abs and ReduceSum.
+as well changes nothing, and leaves it only 8-bit steps to choose from. Magnitudes are taken by Abs, and zeros are put
+around the map by Concat: a Pad would be taken into the average again.
 """
 
 from __future__ import annotations
@@ -28,21 +32,22 @@ _MOVING = ("Flatten", "Identity", "MaxPool", "Reshape", "Slice", "Squeeze", "Tra
 
 @dataclasses.dataclass(frozen=True)
 class SafeReductions(EveryGraph):
-    """Quantize what a maximum or minimum of floats chooses from; write ReduceL1 as Abs and ReduceSum."""
+    """Respell maxima, minima, magnitudes and averages where OpenVINO's INT8 kernels differ from ONNX."""
 
     name: str = "safe-reductions"
 
     def __call__(self, graph: Graph) -> bool:
-        """Rewrite every such reduction whose result is quantized."""
+        """Rewrite every such reduction of a quantized graph."""
+        if not any(node.op_type == "QuantizeLinear" for node in graph.nodes):
+            return False
         changed = False
         for node in list(graph.nodes):
-            quantize = quantize_behind(graph, node.output[0])
-            if quantize is None:
-                continue
-            if node.op_type == "ReduceL1":
+            if _chooses_from_floats(graph, node):
+                _quantize_before(graph, node)
+            elif node.op_type == "ReduceL1" and quantize_behind(graph, node.output[0]) is not None:
                 _split_magnitudes(graph, node)
-            elif _chooses_from_floats(graph, node):
-                _quantize_before(graph, node, quantize)
+            elif _counts_padding(node):
+                _join_zeros(graph, node)
             else:
                 continue
             graph.reindex()
@@ -50,16 +55,19 @@ class SafeReductions(EveryGraph):
         return changed
 
     def ensures(self, graph: Graph) -> str:
-        """Check that none is left."""
-        for node in graph.nodes:
-            wrong = node.op_type == "ReduceL1" or _chooses_from_floats(graph, node)
-            if wrong and quantize_behind(graph, node.output[0]) is not None:
-                return f"{node.name!r} reduces floats to a quantized result"
-        return ""
+        """Check that no maximum or minimum of floats is left."""
+        left = [
+            node for node in graph.nodes if node.op_type in _CHOOSING and _chooses_from_floats(graph, node)
+        ]
+        return f"{left[0].name!r} chooses from floats what is quantized" if left else ""
 
 
 def _chooses_from_floats(graph: Graph, node: NodeProto) -> bool:
     if node.op_type not in _CHOOSING:
+        return False
+    quantize = quantize_behind(graph, node.output[0])
+    # No plan has ranges by channel of activations.
+    if quantize is None or any(graph.constants[name].size != 1 for name in quantize.input[1:]):
         return False
     before = graph.producer.get(node.input[0])
     while before is not None and before.op_type in _MOVING:
@@ -67,15 +75,13 @@ def _chooses_from_floats(graph: Graph, node: NodeProto) -> bool:
     return before is None or before.op_type != "DequantizeLinear"
 
 
-def _quantize_before(graph: Graph, node: NodeProto, quantize: NodeProto) -> None:
-    source = str(node.input[0])
-    parameters = list(quantize.input[1:])
-    if any(graph.constants[name].size != 1 for name in parameters):
-        return  # no plan has ranges by channel here
+def _quantize_before(graph: Graph, node: NodeProto) -> None:
+    quantize = quantize_behind(graph, node.output[0])
+    parameters = list(quantize.input[1:]) if quantize is not None else []
     names = [graph.fresh_name(f"{node.output[0]}.before.{part}") for part in ("quantized", "dequantized")]
     place = graph.nodes.index(node)
     graph.nodes[place:place] = [
-        helper.make_node("QuantizeLinear", [source, *parameters], names[:1], names[0]),
+        helper.make_node("QuantizeLinear", [node.input[0], *parameters], names[:1], names[0]),
         helper.make_node("DequantizeLinear", [names[0], *parameters], names[1:], names[1]),
     ]
     node.input[0] = names[1]
@@ -88,11 +94,44 @@ def _split_magnitudes(graph: Graph, node: NodeProto) -> None:
     if axes is not None:  # an attribute before opset 18, which is an input of ReduceSum since 13
         inputs.append(graph.fresh_name(f"{node.output[0]}.axes"))
         graph.constants[inputs[-1]] = np.asarray(axes, np.int64)
-    kept = [item for item in node.attribute if item.name != "axes"]
     total = helper.make_node("ReduceSum", inputs, list(node.output), node.name)
-    total.attribute.extend(kept)
+    total.attribute.extend(item for item in node.attribute if item.name != "axes")
+    _replace(graph, node, [helper.make_node("Abs", [node.input[0]], [magnitudes], magnitudes), total])
+
+
+def _counts_padding(node: NodeProto) -> bool:
+    return (
+        node.op_type == "AveragePool"
+        and bool(attribute(node, "count_include_pad", 0))
+        and attribute(node, "auto_pad", "NOTSET") == "NOTSET"
+        and not attribute(node, "ceil_mode", 0)
+        and any(attribute(node, "pads", []))
+    )
+
+
+def _join_zeros(graph: Graph, node: NodeProto) -> None:
+    """Put the padding around the map beforehand, so that the average counts it as map."""
+    shape = list(graph.shapes()[node.input[0]])
+    options = {item.name: helper.get_attribute_value(item) for item in node.attribute}
+    del options["count_include_pad"]
+    before, after = np.asarray(options.pop("pads"), np.int64).reshape(2, -1)
+    source, new = str(node.input[0]), []
+    for axis, counts in enumerate(zip(before, after, strict=True), 2):
+        parts = [source]
+        for place, count in zip((0, len(shape)), counts, strict=True):
+            if count:
+                zeros = graph.fresh_name(f"{node.output[0]}.zeros")
+                size = [int(count) if dim == axis else length for dim, length in enumerate(shape)]
+                graph.constants[zeros] = np.zeros(size, np.float32)
+                parts.insert(place, zeros)
+        if len(parts) > 1:
+            source = graph.fresh_name(f"{node.output[0]}.padded{axis}")
+            new.append(helper.make_node("Concat", parts, [source], source, axis=axis))
+        shape[axis] += int(sum(counts))
+    new.append(helper.make_node("AveragePool", [source], [node.output[0]], node.name, **options))
+    _replace(graph, node, new)
+
+
+def _replace(graph: Graph, node: NodeProto, new: list[NodeProto]) -> None:
     place = graph.nodes.index(node)
-    graph.nodes[place : place + 1] = [
-        helper.make_node("Abs", [node.input[0]], [magnitudes], magnitudes),
-        total,
-    ]
+    graph.nodes[place : place + 1] = new

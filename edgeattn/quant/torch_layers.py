@@ -91,11 +91,15 @@ def _pool(node: NodeProto, inputs: Sequence[Any]) -> Any:
         if len(node.output) > 1:
             return None
         return F.max_pool2d(value, kernel, strides, tuple(padding), dilations, ceil)
-    begin, end = _pads(node, 2)
-    if begin != end or ceil or dilations != (1, 1):
+    if ceil or dilations != (1, 1):
         return None
-    include = bool(attribute(node, "count_include_pad", 0))
-    return F.avg_pool2d(inputs[0], kernel, strides, tuple(begin), count_include_pad=include)
+    if attribute(node, "count_include_pad", 0):
+        value, padding = _padded(node, inputs[0], 0.0)
+        return F.avg_pool2d(value, kernel, strides, tuple(padding))
+    begin, end = _pads(node, 2)
+    if begin != end:
+        return None
+    return F.avg_pool2d(inputs[0], kernel, strides, tuple(begin), count_include_pad=False)
 
 
 def _batch_norm(node: NodeProto, inputs: Sequence[Any]) -> Any:
