@@ -14,9 +14,9 @@ from pydantic import ValidationError
 from edgeattn.data import DataSplits, ImageSet, load_dataset, materialize
 from edgeattn.data.datasets import expand_path
 from edgeattn.data.spec import DataSpec, Preprocess
-from edgeattn.errors import ArtifactError, DataError, ModelError
+from edgeattn.errors import ArtifactError, DataError
 from edgeattn.measure.preprocessing import InputFinding, compare_inputs
-from edgeattn.pipeline_tools import inputs_for
+from edgeattn.pipeline_tools import inputs_for, usual_preprocess
 from edgeattn.progress import Progress
 from edgeattn.report import load_report
 
@@ -132,7 +132,7 @@ def load_parity_data(
         tensors = inputs_for(data, shape, progress)[:limit]
         return ParityData(tensors, None, None, 0, (), data.name)
     own = _own_splits(run, data, progress)
-    preprocess = run.spec.preprocess if run is not None else _usual(shape)
+    preprocess = run.spec.preprocess if run is not None else usual_preprocess(shape)
     if own is not None:
         sets: tuple[ImageSet, ...] = (own.validation,)
         seen_sets: tuple[ImageSet, ...] = (own.train,)
@@ -228,12 +228,3 @@ def _first(sets: tuple[ImageSet, ...], limit: int) -> tuple[ImageSet, ...]:
         chosen.append(part.subset(range(min(limit, len(part)))))
         limit -= len(chosen[-1])
     return tuple(chosen)
-
-
-def _usual(shape: tuple[int, ...]) -> Preprocess:
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-        raise ModelError(
-            f"The model's input has shape {shape}, which images do not fit: expected (1, 3, size, size). "
-            "Give its inputs as an .npy file of float32 NCHW."
-        )
-    return Preprocess(size=shape[2], resize=round(shape[2] * 256 / 224))

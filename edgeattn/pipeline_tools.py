@@ -40,7 +40,7 @@ from edgeattn.report import (
 )
 from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
 
-__all__ = ["bench_engines", "inputs_for", "quantize_onnx", "reference_logits"]
+__all__ = ["bench_engines", "inputs_for", "quantize_onnx", "reference_logits", "usual_preprocess"]
 
 _LARGEST_CALIBRATION = 256
 _SENSITIVITY_IMAGES = 8
@@ -207,16 +207,7 @@ def bench_engines(
 
 def inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDArray[np.float32]:
     """Load inputs of a model's shape (1, C, H, W)."""
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-        if source.suffix.lower() != ".npy":
-            raise ModelError(
-                f"The model's input has shape {shape}, which images do not fit: expected (1, 3, size, size). "
-                "Give its inputs as an .npy file of float32 NCHW."
-            )
-        preprocess = None
-    else:
-        size = shape[2]
-        preprocess = Preprocess(size=size, resize=round(size * 256 / 224))
+    preprocess = None if source.suffix.lower() == ".npy" else usual_preprocess(shape)
     found = load_calibration(
         source,
         None,
@@ -228,6 +219,25 @@ def inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDAr
             f"{source} holds inputs of shape {found.tensors.shape[1:]}, but the model takes {tuple(shape[1:])}."
         )
     return found.tensors
+
+
+def usual_preprocess(shape: tuple[int, ...]) -> Preprocess:
+    """Return how images become a model's input (1, 3, size, size): ImageNet's way, in proportion to its size.
+
+    Raises:
+        ModelError: If the input has another shape.
+    """
+    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        channels_last = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
+        way = (
+            "Export the model channels first"
+            if channels_last
+            else f"Give its inputs as an .npy file of float32, shape (images, {', '.join(map(str, shape[1:]))})"
+        )
+        raise ModelError(
+            f"The model's input has shape {shape}, which images do not fit: expected (1, 3, size, size). {way}."
+        )
+    return Preprocess(size=shape[2], resize=round(shape[2] * 256 / 224))
 
 
 def reference_logits(
