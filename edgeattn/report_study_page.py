@@ -110,12 +110,21 @@ def _int8_sentence(block: BlockSummary) -> str:
         for mode, estimate in modes.items()
         if estimate.sign < 0
     ]
-    known = any(e.interval is not None for modes in block.versus_fp32.values() for e in modes.values())
-    if losing:
-        return f"INT8 loses against FP32 of the same network beyond the interval: {', '.join(losing)}."
-    if known:
-        return "INT8 loses nowhere against FP32 of the same network beyond the interval."
-    return "With one seed nothing can be said about INT8 against FP32."
+    unknown = [
+        _text(name)
+        for name, modes in block.versus_fp32.items()
+        if all(estimate.interval is None for estimate in modes.values())
+    ]
+    if len(unknown) == len(block.versus_fp32):
+        return "With one seed nothing can be said about INT8 against FP32."
+    said = (
+        f"INT8 loses against FP32 of the same network beyond the interval: {', '.join(losing)}."
+        if losing
+        else "INT8 loses nowhere against FP32 of the same network beyond the interval."
+    )
+    return said + (
+        f" Of {', '.join(unknown)} there is one seed, which says nothing about it." if unknown else ""
+    )
 
 
 def _section(block: BlockSummary, plot: str | None) -> list[str]:

@@ -106,6 +106,15 @@ def test_the_sentences_say_where_attention_does_not_pay() -> None:
     )
 
 
+def test_of_a_network_with_one_seed_nothing_is_said_about_int8() -> None:
+    (mixed,) = summarize_study([*(cell("none", seed, 0.8) for seed in range(2)), cell("se", 0, 0.8)])
+    assert conclusions(mixed)[-1].endswith(
+        "beyond the interval. Of se there is one seed, which says nothing about it."
+    )
+    (single,) = summarize_study([cell("none", 0, 0.8), cell("se", 0, 0.8)])
+    assert conclusions(single)[-1] == "With one seed nothing can be said about INT8 against FP32."
+
+
 def test_the_page_has_every_figure_and_its_plots(tmp_path: Path) -> None:
     page = write_study_page(study(), tmp_path, title="A study", attentions=("se",)).read_text()
     assert "# A study" in page
