@@ -46,8 +46,8 @@ class SafeReductions(EveryGraph):
                 _quantize_before(graph, node)
             elif node.op_type == "ReduceL1" and quantize_behind(graph, node.output[0]) is not None:
                 _split_magnitudes(graph, node)
-            elif _counts_padding(node):
-                _join_zeros(graph, node)
+            elif _counts_padding(node) and (shape := graph.shapes().get(node.input[0])):
+                _join_zeros(graph, node, shape)
             else:
                 continue
             graph.reindex()
@@ -56,9 +56,7 @@ class SafeReductions(EveryGraph):
 
     def ensures(self, graph: Graph) -> str:
         """Check that no maximum or minimum of floats is left."""
-        left = [
-            node for node in graph.nodes if node.op_type in _CHOOSING and _chooses_from_floats(graph, node)
-        ]
+        left = [node for node in graph.nodes if _chooses_from_floats(graph, node)]
         return f"{left[0].name!r} chooses from floats what is quantized" if left else ""
 
 
@@ -109,9 +107,9 @@ def _counts_padding(node: NodeProto) -> bool:
     )
 
 
-def _join_zeros(graph: Graph, node: NodeProto) -> None:
+def _join_zeros(graph: Graph, node: NodeProto, size: tuple[int, ...]) -> None:
     """Put the padding around the map beforehand, so that the average counts it as map."""
-    shape = list(graph.shapes()[node.input[0]])
+    shape = list(size)
     options = {item.name: helper.get_attribute_value(item) for item in node.attribute}
     del options["count_include_pad"]
     before, after = np.asarray(options.pop("pads"), np.int64).reshape(2, -1)
@@ -121,8 +119,8 @@ def _join_zeros(graph: Graph, node: NodeProto) -> None:
         for place, count in zip((0, len(shape)), counts, strict=True):
             if count:
                 zeros = graph.fresh_name(f"{node.output[0]}.zeros")
-                size = [int(count) if dim == axis else length for dim, length in enumerate(shape)]
-                graph.constants[zeros] = np.zeros(size, np.float32)
+                sides = [int(count) if dim == axis else length for dim, length in enumerate(shape)]
+                graph.constants[zeros] = np.zeros(sides, np.float32)
                 parts.insert(place, zeros)
         if len(parts) > 1:
             source = graph.fresh_name(f"{node.output[0]}.padded{axis}")
