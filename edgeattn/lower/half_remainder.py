@@ -14,6 +14,7 @@ casts their inputs to float16 and their results back. Three kinds of operations 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import numpy as np
 from onnx import NodeProto, TensorProto, defs, helper
@@ -137,18 +138,32 @@ def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
             for name in (*node.input, *node.output)
             if name and types.get(name) == "float32" and not _is_bias(node, name)
         )
-        (chosen if fits and _takes_half(graph, node, 0) else kept).append(node)
+        (chosen if fits and _makes_half(graph, node) else kept).append(node)
     return chosen, kept
 
 
 def _takes_half(graph: Graph, node: NodeProto, index: int) -> bool:
-    """Return whether ONNX has an operator's input in float16: not Celu's, nor the factors of a Resize."""
+    """Return whether ONNX has an operator's input in float16: not the factors of a Resize."""
+    schema = _schema(graph, node)
+    return schema is None or _has_half(schema.inputs, index)
+
+
+def _makes_half(graph: Graph, node: NodeProto) -> bool:
+    """Return whether ONNX has an operator's result in float16: not Celu's."""
+    schema = _schema(graph, node)
+    return schema is None or _has_half(schema.outputs, 0)
+
+
+def _schema(graph: Graph, node: NodeProto) -> defs.OpSchema | None:
     try:
-        inputs = defs.get_schema(node.op_type, graph.opset).inputs
+        return defs.get_schema(node.op_type, graph.opset)
     except defs.SchemaError:
-        return True
+        return None
+
+
+def _has_half(formals: Sequence[defs.OpSchema.FormalParameter], index: int) -> bool:
     # The last may stand for any number of them.
-    return not inputs or "tensor(float16)" in inputs[min(index, len(inputs) - 1)].types
+    return not formals or "tensor(float16)" in formals[min(index, len(formals) - 1)].types
 
 
 def _is_bias(node: NodeProto, name: str) -> bool:

@@ -88,7 +88,7 @@ def _pool(node: NodeProto, inputs: Sequence[Any]) -> Any:
     dilations, ceil = tuple(attribute(node, "dilations", [1, 1])), bool(attribute(node, "ceil_mode", 0))
     if node.op_type == "MaxPool":
         value, padding = _padded(node, inputs[0], float("-inf"))
-        if len(node.output) > 1:
+        if len(node.output) > 1 or (ceil and value is not inputs[0]):  # rounding up counts no padding as map
             return None
         return F.max_pool2d(value, kernel, strides, tuple(padding), dilations, ceil)
     if ceil or dilations != (1, 1):

@@ -324,3 +324,15 @@ def test_operators_without_float16_stay_float32_and_are_named() -> None:
     graph = Graph(lowered)
     assert graph.element_types()[bent] == "float32"
     assert float32_nodes(graph) == [bent]
+
+
+def test_a_choice_between_floats_is_float16_although_its_condition_is_not() -> None:
+    b = Builder()
+    source = b.add("Sigmoid", b.pair("x", 0.02, 0, np.int8))
+    half = b.constant(np.float32(0.5))
+    chosen = b.add("Where", b.add("Greater", source, half), source, half)
+    model = b.model({"x": (1, 4, 6, 6)}, b.pair(chosen, 0.01, 0, np.int8))
+    attach_extents(model, dict.fromkeys((source, chosen), 1.0))
+    graph = Graph(lower(model, HalfRemainder())[0])
+    assert graph.element_types()[chosen] == "float16"
+    assert float32_nodes(graph) == []
