@@ -7,6 +7,7 @@ from edgeattn.lower.base import LoweringPass
 from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
+from edgeattn.lower.fill_channels import FillChannels
 from edgeattn.lower.float_gates import FloatGates
 from edgeattn.lower.float_sums import FloatSums
 from edgeattn.lower.fold_scaling import FoldScaling
@@ -31,6 +32,8 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     WidenGates(),
     FloatSums(),
 )
+# WebAssembly has no symmetric kernels: a wider image only takes longer there.
+_ONNX_RUNTIME_NATIVE: tuple[LoweringPass, ...] = (*_ONNX_RUNTIME, FillChannels())
 _OPENVINO: tuple[LoweringPass, ...] = (
     SafeReductions(),
     UnsignedPairs(),
@@ -51,7 +54,7 @@ _TENSORRT: tuple[LoweringPass, ...] = (
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
-    "ort-cpu": _ONNX_RUNTIME,
+    "ort-cpu": _ONNX_RUNTIME_NATIVE,
     "ort-web": _ONNX_RUNTIME,
     "openvino-cpu": _OPENVINO,
     "tensorrt": _TENSORRT,

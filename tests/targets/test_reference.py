@@ -192,6 +192,21 @@ def test_vpmaddubsw_saturates_pairs_as_by_hand(kind: type, zero: int, channels: 
     assert not np.array_equal(exact, got)
 
 
+@pytest.mark.parametrize("of_image", [True, False])
+def test_pairs_cross_places_of_the_kernel_unless_the_image_is_filled(of_image: bool) -> None:
+    """ONNX Runtime gets images with a fourth channel of zeros, which the third one is paired with."""
+    net = Net((1, 3, 5, 5), 3)
+    weight = net.weight(net.random.choice([-127, 127], (16, 3, 3, 3)), np.ones(16))
+    x = net.pair("x" if of_image else net.add("Relu", "x"), 1.0, np.uint8(0))
+    model = net.model(net.add("Conv", x, weight))
+    feeds = {"x": net.random.integers(200, 256, net.shape).astype(np.float32)}
+    output = model.graph.output[0].name
+    across, alone = (
+        make_program(model, accumulate=how).run(feeds)[output] for how in ("vpmaddubsw", "vpmaddubsw-onednn")
+    )
+    assert np.array_equal(across, alone) == of_image
+
+
 def test_depthwise_and_grouped_convolutions_agree_with_a_dense_one() -> None:
     random = np.random.default_rng(0)
     x = random.integers(-255, 256, (1, 6, 7, 5)).astype(np.float32)

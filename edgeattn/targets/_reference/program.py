@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto
 
 from edgeattn.errors import ModelError
+from edgeattn.lower.fill_channels import reads_filled_image
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.targets._reference.integer import convolve, exact_dtype, matmul_pairs
 from edgeattn.targets._reference.numbers import Arithmetic, Real, as_float32, quantize, round_bfloat16
@@ -269,7 +270,7 @@ class Program:
         steps, kernels = x.steps.astype(kind, copy=False), weight.astype(kind, copy=False)
         if node.op_type == "Conv":
             window = window_of(node, kernels.shape[2:], steps.shape[2:])
-            across = self.arithmetic.accumulate == "vpmaddubsw"
+            across = self.arithmetic.accumulate == "vpmaddubsw" and not reads_filled_image(self.graph, node)
             group = attribute(node, "group", 1)
             total = convolve(steps, kernels, window, group, raw, pairs_across_places=across)
             shape: tuple[int, ...] = (1, -1, 1, 1)
