@@ -31,6 +31,7 @@ _BLOCK = re.compile(
 _KEPT_ENVIRONMENT = ("cpu", "gpus", "os", "python", "packages")
 _NOTHING = "-"
 _CATALOGUE_TARGETS = ("ort-cpu", "openvino-cpu")
+_TAXED = {"mobilenet_v2": "MobileNetV2 1.0", "efficientnet_lite0": "EfficientNet-Lite0"}
 
 
 def update_readme(path: Path, *, check: bool = False) -> bool:
@@ -145,20 +146,22 @@ def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
 
 
 def _attention_tax(root: Path) -> str:
-    rows, machines = [], set()
+    results, machines = [], set()
     for path in sorted((root / "recipes" / "benchmarks").glob("attention_tax_*.json")):
         value = read_json(path)
         try:
-            rows += [_tax_row(value, row) for row in value["rows"]]
-            cpu = value["environment"]["cpu"]
-            machines.add(_processor(cpu))
-        except (KeyError, TypeError) as exc:
+            place = (list(_TAXED).index(value["model"]), value["target"], value["threads"])
+            results.append((place, [_tax_row(value, row) for row in value["rows"]]))
+            machines.add(_processor(value["environment"]["cpu"]))
+        except (KeyError, TypeError, ValueError) as exc:
             raise ArtifactError(
                 f"{path} is not a result of tests.benchmarks.attention_tax: {exc!r}. Run the benchmark again."
             ) from exc
+    rows = [row for _, found in sorted(results) for row in found]
     if not rows:
         return "No benchmark is saved yet: run `python -m tests.benchmarks.attention_tax`."
     header = (
+        "network",
         "target, threads",
         "attention",
         "INT8 p50",
@@ -169,8 +172,8 @@ def _attention_tax(root: Path) -> str:
         "against it",
     )
     return (
-        _markdown(header, rows, left=2)
-        + "\n\nMobileNetV2 1.0, 224x224, batch 1. Tax: how much longer the INT8 network takes than the bare one, which "
+        _markdown(header, rows, left=3)
+        + "\n\n224x224, batch 1. Tax: how much longer the INT8 network takes than the bare one, which "
         "for the other tools is the fastest of theirs. The other tool is the fastest of NNCF on the authors' torch modules, NNCF on their ONNX and ONNX Runtime's "
         "quantize_static, all on the same runtime. Medians of ratios of runs in alternation, with 95 % intervals. "
         "Measured on: " + "; ".join(sorted(machines)) + "."
@@ -180,6 +183,7 @@ def _attention_tax(root: Path) -> str:
 def _tax_row(value: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
     is_bare = row["attention"] == "none"
     return (
+        _TAXED[value["model"]],
         f"{value['target']}, {value['threads']}",
         str(row["attention"]),
         f"{row['ours_int8_ms']:.3f} ms",
@@ -346,6 +350,7 @@ def _processor(cpu: Mapping[str, Any]) -> str:
     known = cpu.get("instruction_sets") or []
     names = {"avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2 without VNNI"}
     vector = next((name for flag, name in names.items() if flag in known), "")
+    vector += " and AMX" if vector and "amx_int8" in known else ""
     cores = cpu.get("usable_cores")
     generation = cpu.get("generation")
     name = f"{cpu.get('model')} ({generation})" if generation else str(cpu.get("model"))

@@ -62,7 +62,14 @@ def make_report(**changes: Any) -> Report:
             "targets": ["ort-cpu", "openvino-cpu", "tensorrt-rtx"],
         },
         "fingerprint": "0123456789abcdef" * 4,
-        "environment": {"cpu": {"model": "A CPU", "usable_cores": 2}, "packages": {"numpy": "2.0"}},
+        "environment": {
+            "cpu": {
+                "model": "A CPU",
+                "usable_cores": 2,
+                "instruction_sets": ["avx2", "avx512_vnni", "amx_int8"],
+            },
+            "packages": {"numpy": "2.0"},
+        },
         "verdict": "fail",
         "reasons": [
             {

@@ -20,6 +20,7 @@ from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.safe_reductions import SafeReductions
 from edgeattn.lower.spread_gates import SpreadGates
+from edgeattn.lower.table_lookups import TableLookups
 from edgeattn.lower.unsigned_pairs import UnsignedPairs
 from edgeattn.lower.widen_gates import WidenGates
 
@@ -31,6 +32,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     IntegerBias(),
     WidenGates(),
     FloatSums(),
+    TableLookups(),
 )
 # WebAssembly has no symmetric kernels: a wider image only takes longer there.
 _ONNX_RUNTIME_NATIVE: tuple[LoweringPass, ...] = (*_ONNX_RUNTIME, FillChannels())

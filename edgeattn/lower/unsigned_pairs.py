@@ -1,9 +1,10 @@
 """Write signed activations as unsigned ones, shifted by 128: the same numbers, which OpenVINO then keeps.
 
 OpenVINO 2026.4's low-precision transformations turn most signed activations of an x86 graph into unsigned ones
-themselves. In graphs where pooled results of a signed tensor are concatenated and feed a convolution, as the gates of
-Triplet Attention do, the convolution then subtracts a zero point that is half a step off: its results move by the sum
-of its weights times half a step. Unsigned activations with zero point 128 are computed as they are written.
+themselves, unless the processor has AMX. In graphs where pooled results of a signed tensor are concatenated and feed a
+convolution, as the gates of Triplet Attention do, the convolution then subtracts a zero point that is half a step off:
+its results move by the sum of its weights times half a step. Unsigned activations with zero point 128 are computed as
+they are written.
 """
 
 from __future__ import annotations
