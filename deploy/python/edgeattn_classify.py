@@ -631,11 +631,14 @@ class _Workers:
         while (job := self._queue.get()) is not None:
             inputs, answer = job
             started = time.perf_counter()
+            result: Any
             try:
-                answer.put(run(inputs))
+                result = run(inputs)
             except Exception as exc:  # the runtime's; the request gets it, and the thread goes on
-                answer.put(exc)
+                result = exc
+            # Counted before it is answered: whoever has the answer finds it in the metrics.
             self._metrics.engine(time.perf_counter() - started)
+            answer.put(result)
 
 
 class _Budget:

@@ -68,6 +68,8 @@ def run_passes(graph: Graph, passes: Sequence[LoweringPass]) -> list[str]:
             )
         if item(graph):
             changed.append(item.name)
+            # Passes append nodes, and the next one's shapes are inferred in the order of nodes.
+            graph.sort()
         graph.reindex()
         problem = item.ensures(graph)
         if problem:

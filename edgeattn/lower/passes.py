@@ -20,7 +20,6 @@ from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.safe_reductions import SafeReductions
 from edgeattn.lower.spread_gates import SpreadGates
-from edgeattn.lower.table_lookups import TableLookups
 from edgeattn.lower.unsigned_pairs import UnsignedPairs
 from edgeattn.lower.widen_gates import WidenGates
 
@@ -32,9 +31,8 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     IntegerBias(),
     WidenGates(),
     FloatSums(),
-    TableLookups(),
 )
-# WebAssembly has no symmetric kernels: a wider image only takes longer there.
+# Browsers have no symmetric kernels, and their graphics processors no padding of integers.
 _ONNX_RUNTIME_NATIVE: tuple[LoweringPass, ...] = (*_ONNX_RUNTIME, FillChannels())
 _OPENVINO: tuple[LoweringPass, ...] = (
     SafeReductions(),

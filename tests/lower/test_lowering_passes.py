@@ -272,6 +272,18 @@ def test_a_pass_runs_once(item: LoweringPass) -> None:
     assert lower(once, item)[1] == []
 
 
+def test_every_pass_finds_the_shapes_of_what_an_earlier_one_appended() -> None:
+    """Shapes are inferred in the order of nodes: a pool behind a widened gate would be left alone."""
+    b = Builder()
+    gate = b.pair(b.add("Relu", b.pair("gate", 1 / 255, 0)), 1 / 255, 0)
+    gated = b.pair(b.add("Mul", quantized_input(b), gate), 0.02, 120)
+    pooled = b.add("AveragePool", gated, kernel_shape=[1, 6])
+    model = b.model({"x": (1, 3, 4, 6), "gate": (1, 3, 1, 1)}, b.pair(pooled, 0.02, 120))
+    lowered, changed = lower(model, WidenGates(), PoolToDepthwise())
+    assert changed == ["widen-gates", "pool-to-depthwise"]
+    assert "AveragePool" not in operators(lowered)
+
+
 @pytest.mark.parametrize("item", ALL.values(), ids=ALL)
 def test_a_float_graph_is_left_alone(item: LoweringPass) -> None:
     b = Builder()
