@@ -30,10 +30,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     PoolToDepthwise(),
     IntegerBias(),
     WidenGates(),
-    FloatSums(),
 )
-# Browsers have no symmetric kernels, and their graphics processors no padding of integers.
-_ONNX_RUNTIME_NATIVE: tuple[LoweringPass, ...] = (*_ONNX_RUNTIME, FillChannels())
 _OPENVINO: tuple[LoweringPass, ...] = (
     SafeReductions(),
     UnsignedPairs(),
@@ -54,8 +51,12 @@ _TENSORRT: tuple[LoweringPass, ...] = (
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
-    "ort-cpu": _ONNX_RUNTIME_NATIVE,
-    "ort-web": _ONNX_RUNTIME,
+    # On ARM the target adds `FloatSums`.
+    "ort-cpu": (*_ONNX_RUNTIME, FillChannels()),
+    # A file that is carried to other processors.
+    "ort-portable": (*_ONNX_RUNTIME, FloatSums(), FillChannels()),
+    # Browsers have no symmetric kernels, and their graphics processors no padding of integers.
+    "ort-web": (*_ONNX_RUNTIME, FloatSums()),
     "openvino-cpu": _OPENVINO,
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": _TENSORRT,

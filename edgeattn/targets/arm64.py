@@ -29,8 +29,8 @@ from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Output
 
 __all__ = ["Arm64"]
 
-# A runtime's lowering passes are those of its target on this machine.
-_RUNTIMES = {"ort": ("ort-cpu", "onnxruntime"), "openvino": ("openvino-cpu", "openvino")}
+# The lists of lowering passes, and the packages.
+_RUNTIMES = {"ort": ("ort-portable", "onnxruntime"), "openvino": ("openvino-cpu", "openvino")}
 _PROFILES = ("u8", "s8")
 
 
@@ -87,7 +87,7 @@ class Arm64(RuntimeTarget):
         return Availability(True, True, version=self._version(environment))
 
     def lower(self, artifact: OnnxArtifact, workdir: Path) -> OnnxArtifact:
-        """Return the artifact as the same runtime gets it on this machine."""
+        """Return the artifact as the same runtime gets it on a device."""
         from edgeattn.lower import lower_artifact
 
         self._check_artifact(artifact)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import platform
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -30,6 +31,9 @@ from edgeattn.targets._common import (
 )
 from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Outputs, Session, TimingPlan
 from edgeattn.targets.executed import ExecutedLayer, ort_layers
+
+if TYPE_CHECKING:
+    from edgeattn.lower.base import LoweringPass
 
 __all__ = ["OrtCpu"]
 
@@ -62,6 +66,11 @@ class OrtCpu(RuntimeTarget):
         except TargetUnavailable as exc:
             return Availability(False, False, str(exc), install_command(self.package))
         return Availability(True, True, version=str(ort.__version__))
+
+    def _more_passes(self) -> Sequence[LoweringPass]:
+        from edgeattn.lower.float_sums import FloatSums
+
+        return (FloatSums(),) if platform.machine().lower() in ("aarch64", "arm64") else ()
 
     def build(self, artifact: OnnxArtifact, workdir: Path) -> Engine:
         """Copy the lowered model into `workdir` and record what ONNX Runtime makes of it.
