@@ -4,9 +4,8 @@ ONNX Runtime computes a quantized Add in one kernel. The kernel for x86 rounds a
 the one for ARM works in fixed point and rounds halves away from zero. On scales that are powers of two
 (`edgeattn.quant.exact_grids`) up to every second sum is such a half, so most integers behind a few residual sums
 would be others on ARM. A Sum of two is no quantized kernel anywhere: both processors dequantize, add and quantize,
-exact in float32 on such scales, and every kernel for QuantizeLinear rounds halves to even. The ten sums of
-MobileNetV2 at 224 would take 8 % of its time on x86 then, not 2 %, for the same integers: only ARM gets them, and
-files that may be carried there.
+exact in float32 on such scales, and every kernel for QuantizeLinear rounds halves to even. On x86 that costs
+MobileNetV2 at 224 another 5 % of its time for the same integers: only ARM gets it, and files that may be carried there.
 
 On other scales a sum is hardly ever half a step, and the integer kernel stays.
 """
