@@ -38,9 +38,6 @@ class FillChannels(EveryGraph):
         found = _unfilled(graph)
         for reading in found:
             _fill(graph, reading)
-        if found:
-            graph.reindex()
-            graph.sort()
         return bool(found)
 
     def ensures(self, graph: Graph) -> str:

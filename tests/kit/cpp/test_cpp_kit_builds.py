@@ -87,17 +87,9 @@ def test_for_arm_it_gives_the_shipped_answers_under_emulation(kit: Path) -> None
     for expected, arm in zip(images, answers, strict=True):
         assert arm["pixels_sha256"] == expected.pixels_sha256
         assert arm["top"][0]["index"] == expected.top1
-        # Of ONNX Runtime on another processor: the same but for the rounding of single steps.
+        # Of ONNX Runtime on another processor, and not on exact grids: the same but for the rounding of single steps.
         logits = np.asarray(expected.logits)
         assert sqnr_db(logits, np.asarray(arm["logits"])) > 20
-    if _has_exact_int8():
-        here = build(kit, "build-here", "-DEAK_TESTS=OFF") / "edgeattn-classify"
-        for arm, x86 in zip(
-            answers, json.loads(run_checked([str(here), *arguments], kit))["images"], strict=True
-        ):
-            np.testing.assert_allclose(
-                np.float32(arm["logits"]), np.float32(x86["logits"]), rtol=1e-6, atol=1e-6
-            )
 
 
 def _openvino_for_arm() -> Path:
@@ -112,9 +104,3 @@ def _openvino_for_arm() -> Path:
     if not (wheel / "openvino" / "cmake").is_dir():
         pytest.skip(f"{wheel} holds no unpacked wheel of OpenVINO for ARM")
     return wheel
-
-
-def _has_exact_int8() -> bool:
-    """Whether this processor multiplies 8-bit numbers without saturating sums: x86 without VNNI does not."""
-    flags = Path("/proc/cpuinfo").read_text()
-    return "avx512_vnni" in flags or "avx_vnni" in flags or "asimddp" in flags
