@@ -11,7 +11,7 @@ the way has anything to round, the order does not matter. That takes
 * even zero points: a tie goes to the even integer before or after the zero point is added, whichever is first;
 * weight scales with few mantissa bits, so that the product with the sum fits float32's 24;
 * sums of residual branches that every runtime rounds alike: ONNX Runtime's integer kernel for ARM takes halves away
-  from zero, so `edgeattn.lower.float_sums` has them added in float;
+  from zero, so `edgeattn.lower.float_sums` has them added in float there;
 * biases of whole accumulator steps;
 * weights that cannot saturate 16-bit sums of pairs (`edgeattn.quant.pairs`).
 

@@ -62,8 +62,8 @@ __all__ = [
 
 ENTRY_POINT_GROUP = "edgeattn.targets"
 
-RESERVED_NAMES = ("ort-web",)
-"""Names that the design gives to targets which are not here yet: no plugin may take one."""
+RESERVED_NAMES = ("ort-portable", "ort-web")
+"""Names of `edgeattn.lower.PASSES` for files that run elsewhere, and no targets here: no plugin may take one."""
 
 targets: Registry[Callable[..., Target]] = Registry("target")
 """The targets of this package: name -> factory. A factory imports its module when called."""
