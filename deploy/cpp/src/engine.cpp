@@ -5,6 +5,7 @@
 #include <istream>
 #include <sstream>
 #include <streambuf>
+#include <thread>
 
 #include <sys/mman.h>
 
@@ -65,12 +66,13 @@ auto guarded(const char *what, eak_status status, const Step &step) -> decltype(
     }
 }
 
-/// Refuse to start where the process may not map what OpenVINO's start takes: its plugins, its threads' stacks and
-/// a compilation (a peak of 222 MiB was measured with a model of 1.2 MB). Beyond that point a failed allocation of
-/// OpenVINO or oneTBB is a segmentation fault, which nobody can catch.
+/// Refuse to start where the process may not map what OpenVINO's start takes: its plugins and a compilation (a peak of
+/// 222 MiB was measured with a model of 1.2 MB on two cores), and a stack for a thread of oneTBB on every core. Beyond
+/// that point a failed allocation of theirs is a segmentation fault, which nobody can catch.
 /// @throws KitError with EAK_ERR_OUT_OF_MEMORY.
 void require_memory(std::size_t model_bytes) {
-    const std::size_t needed = (std::size_t(256) << 20) + 8 * model_bytes;
+    const std::size_t mebibytes = 240 + std::size_t(8) * std::thread::hardware_concurrency();
+    const std::size_t needed = (mebibytes << 20) + 8 * model_bytes;
     void *room = mmap(nullptr, needed, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (room == MAP_FAILED) {
         throw KitError(EAK_ERR_OUT_OF_MEMORY,

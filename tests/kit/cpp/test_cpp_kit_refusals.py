@@ -158,7 +158,7 @@ def test_too_little_memory_is_an_error_code_and_never_a_signal(
     plain = next(path for path in photographs if path.suffix == ".ppm")
     program = [str(cpp_kit / "build" / "edgeattn-classify"), "--version"]
     codes = []
-    for megabytes in (20, 28, 60, 100, 116, 150, 204, 240, 280, 300, 350, 2000):
+    for megabytes in (20, 28, 60, 100, 116, 150, 204, 240, 280, 300, 350, 8000):
         size = megabytes << 20
 
         def limit(size: int = size) -> None:
