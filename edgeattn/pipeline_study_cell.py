@@ -118,6 +118,7 @@ def _run(job: CellJob, progress: Progress) -> CellResult:
         test_images=found["test_images"],
         epochs=recipe.train.epochs if recipe.train else 0,
         qat_epochs=recipe.quant.qat.epochs,
+        ptq_tuning_steps=recipe.quant.ptq.tuning_steps,
         top1=found["top1"],
         seconds=round(found["earlier"] + sum(stage.seconds for stage in space.stages), 1),
         machine=str(cpu.get("model") or "")[:200] if isinstance(cpu, dict) else "",

@@ -60,6 +60,9 @@ class CellResult(BaseModel):
     test_images: Annotated[int, Field(ge=1)]
     epochs: Annotated[int, Field(ge=0, description="Of the float training.")]
     qat_epochs: Annotated[int, Field(ge=0)]
+    ptq_tuning_steps: Annotated[
+        int, Field(ge=0, description="From which PTQ tunes biases and ranges; 0: it does not.")
+    ] = 0
     top1: Annotated[dict[Mode, _Share], Field(description="Of all test images.")]
     seconds: Annotated[float, Field(ge=0, description="On one core.")]
     machine: Annotated[str, Field(max_length=200)] = ""

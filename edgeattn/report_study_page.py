@@ -75,8 +75,8 @@ _INTRODUCTION = (
     "test images. After ± stands half of the 95 % interval of the mean over seeds (Student's t): it covers the luck of "
     "training, not that of the choice of test images, which are the same for all. Differences are paired by seed. "
     "A difference whose interval holds 0 is not told from 0; of many such comparisons about one in twenty is on the "
-    "wrong side by chance. PTQ calibrates as a recipe asks for it, by default in `recipes/study/plan.yaml` without tuning; QAT trains on from there. u8 and s8 are the two spellings "
-    "of a quantized graph (x86, ARM and WebAssembly; TensorRT), both run in ONNX Runtime's INT8 kernels."
+    "wrong side by chance. PTQ calibrates as the plan's recipe asks for it; QAT trains on from its ranges. u8 and s8 are the two "
+    "spellings of a quantized graph (x86, ARM and WebAssembly; TensorRT), both run in ONNX Runtime's INT8 kernels."
 )
 
 
@@ -131,6 +131,7 @@ def _section(block: BlockSummary, plot: str | None) -> list[str]:
     first = block.cells[0]
     sizes = sorted({(cell.train_images, cell.test_images) for cell in block.cells})
     schedules = sorted({(cell.epochs, cell.qat_epochs) for cell in block.cells})
+    tuned = sorted({cell.ptq_tuning_steps for cell in block.cells})
     counted = " or ".join(f"{train:,} training and {test:,} test images" for train, test in sizes)
     trained = " or ".join(
         f"{epochs} epoch{'' if epochs == 1 else 's'}, QAT {qat} more" for epochs, qat in schedules
@@ -138,7 +139,7 @@ def _section(block: BlockSummary, plot: str | None) -> list[str]:
     machines = sorted({cell.machine for cell in block.cells if cell.machine})
     seconds = sum(cell.seconds for cell in block.cells) / len(block.cells)
     about = (
-        f"{counted[0].upper()}{counted[1:]}; {trained}; {_seeds(block)}. A network took {seconds / 60:.1f} minutes "
+        f"{counted[0].upper()}{counted[1:]}; {trained}; {_seeds(block)}. PTQ {' or '.join(map(_tuning, tuned))}. A network took {seconds / 60:.1f} minutes "
         f"on average on one core of {', '.join(map(_text, machines)) or 'a machine that was not recorded'}."
     )
     lines = [
@@ -199,6 +200,10 @@ def study_json(results: StudyResults, attentions: Sequence[str] = ()) -> dict[st
             for block in summarize_study(results.cells, attentions)
         ],
     }
+
+
+def _tuning(steps: int) -> str:
+    return f"tunes biases and ranges in {steps} steps" if steps else "leaves out the tuning of biases and ranges"
 
 
 def _estimates(found: dict[str, dict[Mode, Estimate]]) -> dict[str, Any]:

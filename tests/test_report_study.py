@@ -106,6 +106,19 @@ def test_the_sentences_say_where_attention_does_not_pay() -> None:
     )
 
 
+def test_the_page_says_how_ptq_was_tuned() -> None:
+    tuned = cell("none", 0, 0.9).model_copy(update={"ptq_tuning_steps": 120})
+    for cells, said in (
+        ([cell("none", 0, 0.9)], "PTQ leaves out the tuning of biases and ranges."),
+        ([tuned], "PTQ tunes biases and ranges in 120 steps."),
+        (
+            [tuned, cell("none", 1, 0.9)],
+            "PTQ leaves out the tuning of biases and ranges or tunes biases and ranges in 120 steps.",
+        ),
+    ):
+        assert said in render_study_page(summarize_study(cells), "A study", {})
+
+
 def test_of_a_network_with_one_seed_nothing_is_said_about_int8() -> None:
     (mixed,) = summarize_study([*(cell("none", seed, 0.8) for seed in range(2)), cell("se", 0, 0.8)])
     assert conclusions(mixed)[-1].endswith(

@@ -30,7 +30,7 @@ train: {epochs: 2, batch_size: 16, learning_rate: 4.0e-3}
 calibration: calibration.yaml
 quant:
   mode: qat
-  ptq: {nncf: false, importance: false, headroom: none, tuning_steps: 0}
+  ptq: {nncf: false, importance: false, headroom: none, tuning_steps: 2}
   qat: {epochs: 1, batch_size: 16, warmup_epochs: 0, freeze_batch_norm: true}
 targets: [ort-cpu]
 """
@@ -121,6 +121,7 @@ def test_a_cell_is_measured_in_every_mode_on_the_images_of_the_plan(interrupted:
         # Of 12 images, each counts 1/12.
         assert all(top1 * 12 == pytest.approx(round(top1 * 12)) for top1 in cell.top1.values())
         assert (cell.train_images, cell.test_images, cell.epochs, cell.qat_epochs) == (32, 12, 1, 1)
+        assert cell.ptq_tuning_steps == 2
         assert cell.seconds > 0
 
 
