@@ -161,7 +161,8 @@ class Model:
         if not isinstance(name, str) or not _PATH.fullmatch(name) or len(name) > 200:
             raise KitError(f"model.json names {name!r}, which is not a file inside its folder.")
         path = self.folder / name
-        if not path.resolve().is_relative_to(self.folder.resolve()):
+        # pathlib's resolve raises RuntimeError on a loop of links before Python 3.13.
+        if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(self.folder)):
             raise KitError(f"{path} leads out of {self.folder}. Replace the link by the file itself.")
         try:
             expected_size, expected = int(entry["size_bytes"]), str(entry["sha256"])

@@ -111,8 +111,9 @@ def _entries(folder: Path, root: Path) -> Iterator[Path]:
 
 def _check_inside(path: Path, root: Path) -> None:
     try:
-        inside = path.resolve().is_relative_to(root.resolve())
-    except (OSError, RuntimeError, ValueError) as exc:  # a loop of links, a NUL in the name
+        # pathlib's resolve says nothing of a loop of links since Python 3.13.
+        inside = Path(os.path.realpath(path, strict=True)).is_relative_to(os.path.realpath(root))
+    except (OSError, ValueError) as exc:  # a loop of links, a NUL in the name
         raise DataError(f"{path} cannot be followed: {exc}. Remove it.") from exc
     if not inside:
         raise DataError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import TypeVar
 
@@ -117,7 +118,8 @@ def add_file(folder: Path, name: str, data: bytes) -> NamedFile:
 
 def _read(folder: Path, name: str, expected: KitFile) -> bytes:
     path = folder / name
-    if not path.resolve().is_relative_to(folder.resolve()):
+    # pathlib's resolve raises RuntimeError on a loop of links before Python 3.13; to read one is an OSError.
+    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
         raise ArtifactError(f"{path} leads out of {folder}. Replace the link by the file itself.")
     try:
         data = path.read_bytes()

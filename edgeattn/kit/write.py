@@ -53,7 +53,7 @@ def write_kit(
     kind = get_kit(kind) if isinstance(kind, str) else kind
     progress = progress or SilentProgress()
     request = dataclasses.replace(request or KitRequest(), profile=kind.profile, variants=kind.variants)
-    out = out.resolve()
+    out = Path(os.path.realpath(out))
     _check_out(out, force)
     with _staged(out) as folder:
         if run is None:

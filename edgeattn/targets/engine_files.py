@@ -5,6 +5,7 @@ A manifest may come from anywhere, so every field is checked, and no name in it 
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -108,7 +109,7 @@ def side_file_paths(engine: Engine) -> dict[Path, str]:
 def _inside(folder: Path, name: object) -> Path:
     """Return `folder / name` if that is a plain file of the folder, also behind symbolic links."""
     plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
-    if not plain or (folder / str(name)).resolve().parent != folder.resolve():
+    if not plain or os.path.dirname(os.path.realpath(folder / str(name))) != os.path.realpath(folder):
         raise ArtifactError(
             f"Engine manifest in {folder} names {name!r}, which leaves that folder; expected a file name."
         )

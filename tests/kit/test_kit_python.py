@@ -189,6 +189,10 @@ def test_path_out_of_the_folder_is_not_followed(kit: Path, kit_module: ModuleTyp
     (kit / "model" / "link.onnx").symlink_to(outside)
     with pytest.raises(kit_module.KitError, match="leads out"):
         kit_module.Classifier(kit / "model")
+    (kit / "model" / "link.onnx").unlink()
+    (kit / "model" / "link.onnx").symlink_to("link.onnx")
+    with pytest.raises(kit_module.KitError, match="cannot be checked|is missing"):
+        kit_module.Classifier(kit / "model")
 
 
 def test_manifest_that_is_not_valid(kit: Path, kit_module: ModuleType) -> None:

@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from edgeattn.cli import app
 from edgeattn.data import load_image, preprocess_image, resize_and_crop
-from edgeattn.errors import ArtifactError, DataError, RecipeError
+from edgeattn.errors import ArtifactError, DataError, EdgeAttnError, RecipeError
 from edgeattn.kit import KitKind, get_kit, kit_names
 from edgeattn.kit.deploy_files import demo_folder
 from edgeattn.kit.from_run import KitRequest
@@ -229,6 +229,17 @@ def test_changed_model_folder_is_noticed(tmp_path: Path) -> None:
     victim.symlink_to(tmp_path / "outside.jpg")
     with pytest.raises(ArtifactError, match="leads out"):
         check_model(model)
+    victim.unlink()
+    victim.symlink_to(victim)
+    with pytest.raises(ArtifactError, match=r"Cannot read .*0001\.jpg"):
+        check_model(model)
+
+
+def test_a_kit_is_not_written_to_a_loop_of_links(tmp_path: Path) -> None:
+    (tmp_path / "kit").symlink_to("kit")
+    with pytest.raises(EdgeAttnError):
+        write_kit("python", None, tmp_path / "kit")
+    assert [path.name for path in tmp_path.iterdir()] == ["kit"]
 
 
 def test_kinds_are_known_by_name() -> None:

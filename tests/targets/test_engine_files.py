@@ -104,6 +104,10 @@ def test_links_out_of_the_folder_are_refused(engine: Engine, tmp_path: Path) -> 
     manifest.write_text(json.dumps(value))
     with pytest.raises(ArtifactError, match="leaves that folder"):
         load_engine(engine.path)
+    link.unlink()
+    link.symlink_to(link)
+    with pytest.raises(ArtifactError):
+        load_engine(engine.path)
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", "null", "{"])
