@@ -203,7 +203,9 @@ def study_json(results: StudyResults, attentions: Sequence[str] = ()) -> dict[st
 
 
 def _tuning(steps: int) -> str:
-    return f"tunes biases and ranges in {steps} steps" if steps else "leaves out the tuning of biases and ranges"
+    return (
+        f"tunes biases and ranges in {steps} steps" if steps else "leaves out the tuning of biases and ranges"
+    )
 
 
 def _estimates(found: dict[str, dict[Mode, Estimate]]) -> dict[str, Any]:
