@@ -75,8 +75,9 @@ _INTRODUCTION = (
     "test images. After ± stands half of the 95 % interval of the mean over seeds (Student's t): it covers the luck of "
     "training, not that of the choice of test images, which are the same for all. Differences are paired by seed. "
     "A difference whose interval holds 0 is not told from 0; of many such comparisons about one in twenty is on the "
-    "wrong side by chance. PTQ calibrates as the plan's recipe asks for it; QAT trains on from its ranges. u8 and s8 are the two "
-    "spellings of a quantized graph (x86, ARM and WebAssembly; TensorRT), both run in ONNX Runtime's INT8 kernels."
+    "wrong side by chance. PTQ calibrates as the plan's recipe asks for it; QAT trains on from ranges that are not "
+    "tuned yet. u8 and s8 are the two spellings of a quantized graph (x86, ARM and WebAssembly; TensorRT), both run in "
+    "ONNX Runtime's INT8 kernels."
 )
 
 
@@ -139,8 +140,9 @@ def _section(block: BlockSummary, plot: str | None) -> list[str]:
     machines = sorted({cell.machine for cell in block.cells if cell.machine})
     seconds = sum(cell.seconds for cell in block.cells) / len(block.cells)
     about = (
-        f"{counted[0].upper()}{counted[1:]}; {trained}; {_seeds(block)}. PTQ {' or '.join(map(_tuning, tuned))}. A network took {seconds / 60:.1f} minutes "
-        f"on average on one core of {', '.join(map(_text, machines)) or 'a machine that was not recorded'}."
+        f"{counted[0].upper()}{counted[1:]}; {trained}; {_seeds(block)}. PTQ {' or '.join(map(_tuning, tuned))}. "
+        f"A network took {seconds / 60:.1f} minutes on average on one core of "
+        f"{', '.join(map(_text, machines)) or 'a machine that was not recorded'}."
     )
     lines = [
         f"## {_text(first.data)}, {_text(first.network)}",
