@@ -19,6 +19,7 @@ __all__ = [
     "IoSpec",
     "OnnxArtifact",
     "atomic_write",
+    "follow_links",
     "read_json",
     "sha256_of_bytes",
     "sha256_of_file",
@@ -26,6 +27,19 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
+
+
+def follow_links(path: Path, *, strict: bool = False) -> Path:
+    """Return the absolute path behind symbolic links.
+
+    A loop of links ends at one of its links: to open it is an OSError. `pathlib.Path.resolve` raises RuntimeError
+    there up to Python 3.12.
+
+    Args:
+        path: Where to start.
+        strict: Raise OSError for what does not exist, and for a loop.
+    """
+    return Path(os.path.realpath(path, strict=strict))
 
 
 def sha256_of_bytes(data: bytes) -> str:

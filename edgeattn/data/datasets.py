@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeattn import extras
+from edgeattn.artifact import follow_links
 from edgeattn.data.image_set import DataSplits, FileSource, ImageSet
 from edgeattn.data.images import is_image_name
 from edgeattn.data.spec import DataSpec
@@ -111,8 +112,7 @@ def _entries(folder: Path, root: Path) -> Iterator[Path]:
 
 def _check_inside(path: Path, root: Path) -> None:
     try:
-        # pathlib's resolve says nothing of a loop of links since Python 3.13.
-        inside = Path(os.path.realpath(path, strict=True)).is_relative_to(os.path.realpath(root))
+        inside = follow_links(path, strict=True).is_relative_to(follow_links(root))
     except (OSError, ValueError) as exc:  # a loop of links, a NUL in the name
         raise DataError(f"{path} cannot be followed: {exc}. Remove it.") from exc
     if not inside:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from edgeattn.artifact import read_json, sha256_of_bytes, verify_sha256, write_bytes, write_json
+from edgeattn.artifact import follow_links, read_json, sha256_of_bytes, verify_sha256, write_bytes, write_json
 from edgeattn.errors import ArtifactError
 from edgeattn.kit.spec import MANIFEST, KitFile, KitModel, NamedFile, Reference
 
@@ -118,8 +117,7 @@ def add_file(folder: Path, name: str, data: bytes) -> NamedFile:
 
 def _read(folder: Path, name: str, expected: KitFile) -> bytes:
     path = folder / name
-    # pathlib's resolve raises RuntimeError on a loop of links before Python 3.13; to read one is an OSError.
-    if not Path(os.path.realpath(path)).is_relative_to(os.path.realpath(folder)):
+    if not follow_links(path).is_relative_to(follow_links(folder)):
         raise ArtifactError(f"{path} leads out of {folder}. Replace the link by the file itself.")
     try:
         data = path.read_bytes()

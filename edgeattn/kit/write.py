@@ -11,6 +11,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from edgeattn.artifact import follow_links
 from edgeattn.errors import ArtifactError, RecipeError
 from edgeattn.kit import KitKind, get_kit
 from edgeattn.kit.deploy_files import demo_folder
@@ -53,7 +54,7 @@ def write_kit(
     kind = get_kit(kind) if isinstance(kind, str) else kind
     progress = progress or SilentProgress()
     request = dataclasses.replace(request or KitRequest(), profile=kind.profile, variants=kind.variants)
-    out = Path(os.path.realpath(out))
+    out = follow_links(out)
     _check_out(out, force)
     with _staged(out) as folder:
         if run is None:

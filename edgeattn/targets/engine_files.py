@@ -5,13 +5,12 @@ A manifest may come from anywhere, so every field is checked, and no name in it 
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from edgeattn.artifact import IoSpec, read_json, verify_sha256, write_json
+from edgeattn.artifact import IoSpec, follow_links, read_json, verify_sha256, write_json
 from edgeattn.errors import ArtifactError
 from edgeattn.targets.base import Engine
 
@@ -109,7 +108,7 @@ def side_file_paths(engine: Engine) -> dict[Path, str]:
 def _inside(folder: Path, name: object) -> Path:
     """Return `folder / name` if that is a plain file of the folder, also behind symbolic links."""
     plain = isinstance(name, str) and name not in ("", ".", "..") and not set(name) & set("/\\\0")
-    if not plain or os.path.dirname(os.path.realpath(folder / str(name))) != os.path.realpath(folder):
+    if not plain or follow_links(folder / str(name)).parent != follow_links(folder):
         raise ArtifactError(
             f"Engine manifest in {folder} names {name!r}, which leaves that folder; expected a file name."
         )
