@@ -68,7 +68,7 @@ def calibration_config(recipe: Recipe) -> PtqConfig:
     ptq = recipe.quant.ptq
     if recipe.quant.mode == "qat":
         # Training tunes biases, roundings and everything else better than calibration can.
-        return ptq.model_copy(update={"tuning_steps": 0, "rounding_steps": 0, "bias_correction": False})
+        return ptq.model_copy(update={"tuning_steps": 0, "rounding": False, "bias_correction": False})
     return ptq
 
 

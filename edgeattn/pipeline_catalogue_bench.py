@@ -200,6 +200,7 @@ def quantize(
             tuning_steps=0,
             range_estimator="minmax" if quick else "mse",
             headroom="none" if quick else "measured",
+            rounding=False,
         )
         plan = make_plan(floating, images, config, gates=regions)
         profiles: tuple[Profile, ...] = ("u8",) if quick else ("u8", "s8")

@@ -21,7 +21,14 @@ from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
-PLAIN = PtqConfig(nncf=False, range_estimator="minmax", equalization=False, importance=False, tuning_steps=0)
+PLAIN = PtqConfig(
+    nncf=False,
+    range_estimator="minmax",
+    equalization=False,
+    importance=False,
+    tuning_steps=0,
+    rounding=False,
+)
 CHANNELS, SIZE = 32, 16
 
 

@@ -83,15 +83,13 @@ class PtqConfig(BaseModel):
             "float network's logits, for each profile; 0 leaves them.",
         ),
     ] = 120
-    rounding_steps: Annotated[
-        int,
+    rounding: Annotated[
+        bool,
         Field(
-            ge=0,
-            le=10_000,
-            description="Steps of learning, layer by layer, which weights round up and which down, so that each layer "
-            "writes what the float network's does; 0 rounds every weight to the nearest integer.",
+            description="Let each weight round up or down, whichever way its layer errs less on calibration images, and "
+            "let biases take the mean of what is left. Without it, every weight rounds to the nearest integer."
         ),
-    ] = 0
+    ] = True
     stop_at_sqnr_db: Annotated[
         float | None, Field(description="Skip the steps left once both profiles reach this.")
     ] = None
@@ -115,6 +113,7 @@ RANGES_ONLY = PtqConfig(
     importance=False,
     headroom="none",
     tuning_steps=0,
+    rounding=False,
 )
 """Calibration for graphs that are only timed or built: which kernels run does not depend on how good ranges are."""
 

@@ -50,7 +50,7 @@ from edgeattn.quant.plan import (
 from edgeattn.quant.simulation import batches_of, simulated
 from edgeattn.quant.torch_graph import quantizers_of
 
-__all__ = ["count_exact", "exact_grids", "whole_biases"]
+__all__ = ["count_exact", "exact_grids", "power_of_two_activations", "short_scales", "whole_biases"]
 
 _MANTISSA_BITS = 24
 """Of float32, the implicit one included."""
@@ -80,22 +80,82 @@ def exact_grids(
         fixed: Constants that nothing may change, because the module behind the graph computes them. What they read
             and write keeps its grids.
     """
-    # Other scales have other roundings.
-    unrounded = plan.model_copy(update={"roundings": {}})
-    snapped = _power_of_two_activations(unrounded, graph, place, fixed)
-    largest = [_largest_sums(snapped, graph, place, images, profile) for profile in PROFILES]
+    return short_scales(power_of_two_activations(plan, graph, place, fixed), graph, place, images)
+
+
+def power_of_two_activations(
+    plan: QuantPlan, graph: Graph, place: Placement, fixed: frozenset[str] = frozenset()
+) -> QuantPlan:
+    """Return the plan with activation scales that are powers of two, at no change of the weights' integers.
+
+    Args:
+        plan: Complete plan. Its roundings are dropped: other scales have others.
+        graph: Canonical fp32 graph.
+        place: Which ranges are fixed or another tensor's.
+        fixed: Constants that nothing may change, because the module behind the graph computes them.
+    """
+    activations = dict(plan.activations)
+    channel_scales = {name: np.asarray(values) for name, values in plan.channel_scales.items()}
+    weights = {name: np.asarray(values) for name, values in plan.weights.items()}
+    shifts: dict[Profile, dict[str, NDArray[np.float64]]] = {
+        profile: {name: np.asarray(values) for name, values in items.items()}
+        for profile, items in plan.bias_shift.items()
+    }
+    followers = set(place.same_range) | set(place.fixed)
+    # Inputs are quantized by themselves. What no group holds lies at gates, whose float operations round anyway, and a
+    # range that grows there would leave its clip to be computed in float.
+    exact = set(graph.input_names)
+    for group in find_groups(graph):
+        own = [name for name in group.tensors if name in activations and name not in followers]
+        layers = (*group.writers, *group.readers)
+        if not own or any(constant in fixed for layer in layers for constant in layer):
+            continue
+        factor = _common_factor([activations[name].params("u8").scale for name in own])
+        channels = len(graph.constants[group.writers[0][0]])
+        channel_scales[group.name] = channel_scales.get(group.name, np.ones(channels)) * factor
+        _divide_layers(group, factor, weights, shifts)
+        exact.update(own)
+        for name in own:
+            activations[name] = activations[name].times(1 / factor)
+    for name, item in activations.items():
+        if name in exact and name not in followers:
+            activations[name] = _power_of_two(item)
+    return plan.model_copy(
+        update={
+            "roundings": {},
+            "activations": follow_ranges(activations, place.same_range),
+            "weights": {name: values.tolist() for name, values in weights.items()},
+            "channel_scales": {name: values.tolist() for name, values in channel_scales.items()},
+            "bias_shift": {
+                profile: {name: values.tolist() for name, values in items.items()}
+                for profile, items in shifts.items()
+            },
+        }
+    )
+
+
+def short_scales(
+    plan: QuantPlan, graph: Graph, place: Placement, images: Sequence[NDArray[np.float32]]
+) -> QuantPlan:
+    """Return the plan with weight scales of few mantissa bits, with which no pair of products saturates.
+
+    Args:
+        plan: From `power_of_two_activations`.
+        graph: Canonical fp32 graph.
+        place: The axes of the weights.
+        images: Arrays (1, C, H, W): tell how large sums become.
+    """
+    largest = [_largest_sums(plan, graph, place, images, profile) for profile in PROFILES]
     adjusted = Graph(graph.to_model())
-    apply_plan_constants(adjusted, snapped, "u8")
+    apply_plan_constants(adjusted, plan, "u8")
     weights = {}
-    for name, scales in snapped.weights.items():
+    for name, scales in plan.weights.items():
         sums = np.max([np.ones(len(scales)), *(found[name] for found in largest if name in found)], axis=0)
         # By channel: one whose weights are next to nothing has few steps for its bias, and many in its sum.
         bits = _MANTISSA_BITS - np.ceil(np.log2(sums * _ACCUMULATOR_MARGIN))
         rows = np.moveaxis(adjusted.constants[name], place.weights[name], 0)
         weights[name] = _short_scales(rows, np.asarray(scales), np.clip(bits, 1, _MOST_BITS)).tolist()
-    return snapped.model_copy(
-        update={"weights": weights, "provenance": {**plan.provenance, "grids": "exact"}}
-    )
+    return plan.model_copy(update={"weights": weights, "provenance": {**plan.provenance, "grids": "exact"}})
 
 
 def count_exact(plan: QuantPlan) -> tuple[int, int]:
@@ -161,48 +221,6 @@ def _folded(plan: QuantPlan, graph: Graph, profile: Profile) -> dict[str, NDArra
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, plan, profile)
     return folding_shifts(adjusted, plan)
-
-
-def _power_of_two_activations(
-    plan: QuantPlan, graph: Graph, place: Placement, fixed: frozenset[str]
-) -> QuantPlan:
-    activations = dict(plan.activations)
-    channel_scales = {name: np.asarray(values) for name, values in plan.channel_scales.items()}
-    weights = {name: np.asarray(values) for name, values in plan.weights.items()}
-    shifts: dict[Profile, dict[str, NDArray[np.float64]]] = {
-        profile: {name: np.asarray(values) for name, values in items.items()}
-        for profile, items in plan.bias_shift.items()
-    }
-    followers = set(place.same_range) | set(place.fixed)
-    # Inputs are quantized by themselves. What no group holds lies at gates, whose float operations round anyway, and a
-    # range that grows there would leave its clip to be computed in float.
-    exact = set(graph.input_names)
-    for group in find_groups(graph):
-        own = [name for name in group.tensors if name in activations and name not in followers]
-        layers = (*group.writers, *group.readers)
-        if not own or any(constant in fixed for layer in layers for constant in layer):
-            continue
-        factor = _common_factor([activations[name].params("u8").scale for name in own])
-        channels = len(graph.constants[group.writers[0][0]])
-        channel_scales[group.name] = channel_scales.get(group.name, np.ones(channels)) * factor
-        _divide_layers(group, factor, weights, shifts)
-        exact.update(own)
-        for name in own:
-            activations[name] = activations[name].times(1 / factor)
-    for name, item in activations.items():
-        if name in exact and name not in followers:
-            activations[name] = _power_of_two(item)
-    return plan.model_copy(
-        update={
-            "activations": follow_ranges(activations, place.same_range),
-            "weights": {name: values.tolist() for name, values in weights.items()},
-            "channel_scales": {name: values.tolist() for name, values in channel_scales.items()},
-            "bias_shift": {
-                profile: {name: values.tolist() for name, values in items.items()}
-                for profile, items in shifts.items()
-            },
-        }
-    )
 
 
 def _divide_layers(

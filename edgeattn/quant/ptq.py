@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,7 +14,13 @@ from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import collect_channel_extent, estimate_limit, estimate_range
 from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
-from edgeattn.quant.exact_grids import count_exact, exact_grids, whole_biases
+from edgeattn.quant.exact_grids import (
+    count_exact,
+    exact_grids,
+    power_of_two_activations,
+    short_scales,
+    whole_biases,
+)
 from edgeattn.quant.extents import with_extents
 from edgeattn.quant.headroom import Headroom, leave_headroom
 from edgeattn.quant.importance import weighted_statistics
@@ -120,6 +126,8 @@ def make_plan(
         chosen = _spread(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
+    # Scales for which biases were found, if they were.
+    settled = plan.weights if plan.bias_shift else None
     if not config.exact:
         plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
 
@@ -135,8 +143,8 @@ def make_plan(
         what = "biases and ranges" if ranges else "biases"
         return _climb(ladder, meter, f"tuning of {what}: {profile}", plan, changed, start)
 
-    def rounded() -> QuantPlan:
-        if not config.rounding_steps or _is_enough(_last_kept(ladder), config):
+    def rounded(settled: Mapping[str, Sequence[float]] | None) -> QuantPlan:
+        if not config.rounding or _is_enough(_last_kept(ladder), config):
             return plan
         start, part = time.perf_counter(), counter.part(ROUNDING_SHARE)
         found = learn_rounding(
@@ -144,9 +152,9 @@ def make_plan(
             graph,
             place,
             _spread(learned_from, ROUNDING_IMAGES),
-            config.rounding_steps,
             part,
             fixed,
+            settled=settled,
             headroom="proven" if config.exact else config.headroom,
         )
         name = f"learned rounding: {found.changed} of {found.weights} weights the other way"
@@ -156,12 +164,16 @@ def make_plan(
     plan = tuned("u8", ranges=True)
     # After u8, because profile s8 takes some of its grids over.
     plan = tuned("s8", ranges=True)
+    if plan is not before:
+        settled = plan.weights
     if config.exact:
         start = time.perf_counter()
-        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
+        snapped = power_of_two_activations(plan, graph, place, fixed)
+        settled = snapped.weights if settled else None
+        plan = short_scales(snapped, graph, place, _spread(images, EXACT_IMAGES))
         name = "exact grids: {} of {} tensors".format(*count_exact(plan))
         ladder.append(meter.step(name, plan, time.perf_counter() - start))
-        plan = rounded()
+        plan = rounded(settled)
         # Other weights, other mean errors.
         plan = tuned("u8", ranges=False)
         plan = tuned("s8", ranges=False)
@@ -172,7 +184,7 @@ def make_plan(
         if plan is not before:
             # Other ranges, other integers.
             plan = _with_headroom(ladder, meter, plan, graph, place, images, config)
-        plan = rounded()
+        plan = rounded(settled)
     counter.finish()
     plan = coarsen_pools(plan, graph, place)
     return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)

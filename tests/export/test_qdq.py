@@ -37,7 +37,7 @@ from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
 # One estimator, so that both profiles begin with the same extents: training learns one for the two.
-FAST = PtqConfig(range_estimator="mean_minmax", tuning_steps=0, bias_correction=False)
+FAST = PtqConfig(range_estimator="mean_minmax", tuning_steps=0, bias_correction=False, rounding=False)
 QUICK = FAST.model_copy(update={"nncf": False, "importance": False, "equalization": False})
 # The whole ladder once, for the bare network; what is emitted does not depend on who found the ranges.
 TUNED = QUICK.model_copy(update={"tuning_steps": 2, "equalization": True})
@@ -106,8 +106,8 @@ def test_learned_roundings_reach_the_file_and_torch_alike() -> None:
     place = place_quantizers(export.model, gate_regions(edge, "int8"))
     plan = make_plan(export.model, make_images(8), QUICK, gate_regions(edge, "int8"))
     fixed = fixed_constants(edge, export)
-    found = learn_rounding(plan, Graph(export.model), place, make_images(8), 10, None, fixed)
-    assert found.changed > 0.1 * found.weights
+    found = learn_rounding(plan, Graph(export.model), place, make_images(8), None, fixed)
+    assert found.changed > 0.03 * found.weights
     for profile in PROFILES:
         adjusted = _adjusted(export, found.plan, profile)
         quantized = attach_fake_quant(write_constants(edge, export, adjusted), export, found.plan, profile)

@@ -23,7 +23,7 @@ from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 
-ROUNDED = PtqConfig(nncf=False, importance=False, tuning_steps=0, rounding_steps=60)
+ROUNDED = PtqConfig(nncf=False, importance=False, tuning_steps=0)
 
 
 def coarse(model: ModelProto, plan: QuantPlan, factor: float = 12.0) -> QuantPlan:
@@ -43,7 +43,7 @@ def integers(model: ModelProto, plan: QuantPlan, profile: Profile = "u8") -> dic
 def learn(
     model: ModelProto, plan: QuantPlan, images: list[NDArray[np.float32]], headroom: Headroom = "none"
 ) -> LearnedRounding:
-    return learn_rounding(plan, Graph(model), place_quantizers(model), images, 60, headroom=headroom)
+    return learn_rounding(plan, Graph(model), place_quantizers(model), images, headroom=headroom)
 
 
 def squared_error(
@@ -77,6 +77,25 @@ def test_a_convolution_errs_less_on_images_not_learned_from(
     learned = learn(model, plan, smooth(32, 1)).plan
     unseen = smooth(16, 2)
     assert squared_error(model, learned, profile, unseen) < 0.7 * squared_error(model, plan, profile, unseen)
+
+
+@pytest.mark.parametrize("settled", [None, "before", "now"])
+def test_biases_take_the_mean_of_what_has_changed_since_they_were_found(settled: str | None) -> None:
+    """Those that were found with the scales of now hold the mean of the nearest integers already."""
+    model = convolution(1, 1)
+    before = make_plan(model, smooth(16, 1), RANGES_ONLY)
+    plan = coarse(model, before)
+    scales = {None: None, "before": before.weights, "now": plan.weights}[settled]
+    images = smooth(32, 1)
+    found = learn_rounding(plan, Graph(model), place_quantizers(model), images, settled=scales).plan
+    fitted = {None: model, "before": emit_qdq(model, before, "u8"), "now": emit_qdq(model, plan, "u8")}[settled]
+
+    def mean(item: ModelProto) -> NDArray[np.float64]:
+        return np.mean([run(item, image)[0].mean((0, 2, 3)) for image in images], axis=0)
+
+    wanted, moved = mean(fitted), mean(emit_qdq(model, found, "u8"))
+    untouched = mean(emit_qdq(model, found.model_copy(update={"bias_shift": {}}), "u8"))
+    assert np.abs(moved - wanted).max() < 0.2 * np.abs(untouched - wanted).max()
 
 
 @functools.cache
@@ -122,7 +141,7 @@ def test_fixed_weights_and_biases_stay() -> None:
     fixed = frozenset(["first.weight", "head.bias"])
     assert "first.weight" in found.plan.roundings
     assert "head.bias" in found.plan.bias_shift["u8"]
-    kept = learn_rounding(plan, Graph(model), place, pictures(48), 60, None, fixed).plan
+    kept = learn_rounding(plan, Graph(model), place, pictures(48), None, fixed).plan
     assert "first.weight" not in kept.roundings
     assert "head.bias" not in kept.bias_shift["u8"]
     assert "head.weight" in kept.roundings
@@ -131,7 +150,7 @@ def test_fixed_weights_and_biases_stay() -> None:
 def test_progress_rises_to_its_total() -> None:
     model, plan, _ = learned_network()
     seen: list[tuple[int, int]] = []
-    learn_rounding(plan, Graph(model), place_quantizers(model), pictures(8), 2, lambda *now: seen.append(now))
+    learn_rounding(plan, Graph(model), place_quantizers(model), pictures(8), lambda *now: seen.append(now))
     assert seen == sorted(seen)
     assert seen[-1][0] == seen[-1][1]
 
@@ -147,7 +166,7 @@ def test_the_ladder_keeps_the_rung_only_where_it_helps(seed: int) -> None:
 
 
 def test_proven_headroom_stays_proven() -> None:
-    model = inverted_residual(1)
+    model = inverted_residual(3)
     plan = make_plan(model, pictures(16), RANGES_ONLY.model_copy(update={"headroom": "proven"}))
     free, found = learn(model, plan, pictures(48)), learn(model, plan, pictures(48), "proven")
 
@@ -185,7 +204,7 @@ def test_roundings_make_no_pair_saturate_that_did_not() -> None:
 
 def test_exact_grids_stay_exact() -> None:
     model = residual_network(3, 1)
-    config = ROUNDED.model_copy(update={"exact": True, "rounding_steps": 10})
+    config = ROUNDED.model_copy(update={"exact": True})
     plan = make_plan(model, pictures(48), config)
     names = [step.step.split(":")[0] for step in plan.ladder]
     assert names.index("exact grids") < names.index("learned rounding") < names.index("biases of whole steps")
