@@ -26,7 +26,7 @@ from onnx import NodeProto
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph, attribute
 
-__all__ = ["ChannelGroup", "apply_channel_scales", "channel_scales", "find_groups"]
+__all__ = ["ChannelGroup", "apply_channel_scales", "channel_scales", "find_groups", "scale_clips"]
 
 LARGEST_GAIN = 64.0
 _CHANNELWISE = ("AveragePool", "GlobalAveragePool", "Flatten")
@@ -106,6 +106,32 @@ def apply_channel_scales(graph: Graph, scales: Mapping[str, Sequence[float]]) ->
             axis = 0 if depthwise else 1
             shape = [-1 if dim == axis else 1 for dim in range(value.ndim)]
             graph.constants[weight] = (value * factor.reshape(shape)).astype(np.float32)
+
+
+def scale_clips(graph: Graph, scales: Mapping[str, Sequence[float]]) -> None:
+    """Give clips the bounds that scaled values have, so that tensors without a quantizer are cut where they were.
+
+    Channels that only grow need none of it, but the factors of exact grids shrink them. Exported graphs keep their clips:
+    there ranges inside the bounds do the cutting.
+
+    Args:
+        graph: After `apply_channel_scales`.
+        scales: The same.
+    """
+    factors = {
+        name: max(scales[group.name])
+        for group in find_groups(graph)
+        if group.name in scales
+        for name in group.tensors
+    }
+    for node in graph.nodes:
+        factor = factors.get(node.output[0], 1.0)
+        bound = graph.scalar(node.input[2]) if node.op_type == "Clip" and len(node.input) > 2 else None
+        if factor != 1.0 and bound is not None:
+            name = f"{node.output[0]}.scaled_bound"
+            graph.constants[name] = np.asarray(bound / factor, np.float32)
+            node.input[2] = name
+    graph.reindex()
 
 
 def _grow(graph: Graph, start: str) -> ChannelGroup | None:

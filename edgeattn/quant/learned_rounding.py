@@ -31,6 +31,7 @@ from onnx import NodeProto
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import Headroom
+from edgeattn.quant.equalize import scale_clips
 from edgeattn.quant.headroom import PAIR_LIMIT, adds_pairs, largest_pairs
 from edgeattn.quant.pairs import with_safe_pairs
 from edgeattn.quant.placement import Placement
@@ -97,6 +98,7 @@ def learn_rounding(
     plan = plan.model_copy(update={"roundings": {}})
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, plan.model_copy(update={"bias_shift": {}}), "u8")
+    scale_clips(adjusted, plan.channel_scales)
     teacher, student = TorchGraph(adjusted), simulated(graph, plan, "u8", place.weights)
     layers = {
         index: node

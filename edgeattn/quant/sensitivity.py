@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.equalize import scale_clips
 from edgeattn.quant.placement import FUSED_ACTIVATIONS, GateRegion, Placement
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.simulation import batches_of, simulated, sqnr_of
@@ -87,6 +88,7 @@ def measure_sensitivity(
     # Biases that were tuned to the errors of all layers together would be errors of their own here.
     unshifted = plan.model_copy(update={"bias_shift": {}})
     apply_plan_constants(adjusted, unshifted.model_copy(update={"roundings": {}}), profile)
+    scale_clips(adjusted, plan.channel_scales)
     plain, alone = TorchGraph(adjusted), simulated(graph, unshifted, profile, place.weights)
     whole, relieved = (simulated(graph, plan, profile, place.weights) for _ in range(2))
     quantizers = quantizers_of(plan, profile)
@@ -148,6 +150,7 @@ def measure_gate_noise(
     adjusted = Graph(graph.to_model())
     unshifted = plan.model_copy(update={"bias_shift": {}})
     apply_plan_constants(adjusted, unshifted, profile)
+    scale_clips(adjusted, plan.channel_scales)
     plain, rounded = TorchGraph(adjusted), simulated(graph, unshifted, profile, place.weights)
     quantizers = quantizers_of(plan, profile)
     units = [unit for unit in _units(plain.graph, plan, profile, gates) if unit.is_gate]

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants, weight_integers
+from edgeattn.quant.equalize import scale_clips
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
@@ -82,6 +83,7 @@ def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, i
     """
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, plan, profile)
+    scale_clips(adjusted, plan.channel_scales)
     for name, integers in weight_integers(adjusted, plan, axes).items():
         shape = [-1 if dim == axes[name] else 1 for dim in range(integers.ndim)]
         steps = np.asarray(plan.weights[name], np.float32).reshape(shape)

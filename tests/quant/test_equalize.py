@@ -11,7 +11,13 @@ from quant_networks import inverted_residual, pictures, run
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
-from edgeattn.quant.equalize import LARGEST_GAIN, apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.equalize import (
+    LARGEST_GAIN,
+    apply_channel_scales,
+    channel_scales,
+    find_groups,
+    scale_clips,
+)
 from edgeattn.quant.plan import QuantPlan
 
 
@@ -85,3 +91,17 @@ def test_a_plan_of_another_graph_is_refused(change: dict[str, object]) -> None:
     plan = QuantPlan(method="ptq", activations={}, weights={}, **change)  # type: ignore[arg-type]
     with pytest.raises(ModelError, match="calibrate"):
         apply_plan_constants(Graph(inverted_residual()), plan, "u8")
+
+
+def test_clips_follow_channels_that_shrink() -> None:
+    """Exact grids divide by more than 1; a clip that stayed at 6 would let through what it had cut."""
+    model, images = inverted_residual(2), [4 * image for image in pictures(3)]
+    graph = Graph(model)
+    scales = {group.name: [1.7] * len(graph.constants[group.writers[0][0]]) for group in find_groups(graph)}
+    apply_channel_scales(graph, scales)
+    wanted = [run(model, image)[0] for image in images]
+    unclipped = [run(graph.to_model(), image)[0] for image in images]
+    assert max(np.abs(a - b).max() for a, b in zip(wanted, unclipped, strict=True)) > 0.1
+    scale_clips(graph, scales)
+    for image, expected in zip(images, wanted, strict=True):
+        np.testing.assert_allclose(run(graph.to_model(), image)[0], expected, rtol=1e-4, atol=1e-4)

@@ -88,7 +88,9 @@ def test_biases_take_the_mean_of_what_has_changed_since_they_were_found(settled:
     scales = {None: None, "before": before.weights, "now": plan.weights}[settled]
     images = smooth(32, 1)
     found = learn_rounding(plan, Graph(model), place_quantizers(model), images, settled=scales).plan
-    fitted = {None: model, "before": emit_qdq(model, before, "u8"), "now": emit_qdq(model, plan, "u8")}[settled]
+    fitted = {None: model, "before": emit_qdq(model, before, "u8"), "now": emit_qdq(model, plan, "u8")}[
+        settled
+    ]
 
     def mean(item: ModelProto) -> NDArray[np.float64]:
         return np.mean([run(item, image)[0].mean((0, 2, 3)) for image in images], axis=0)

@@ -22,6 +22,7 @@ ONLY_NNCF = PtqConfig(
     equalization=False,
     importance=False,
     tuning_steps=0,
+    rounding=False,
 )
 
 

@@ -24,11 +24,12 @@ from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
 from edgeattn.quant.tuning import tune_plan
 
-QUICK = PtqConfig(tuning_steps=0)
+QUICK = PtqConfig(tuning_steps=0, rounding=False)
 
 
 def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
     plan = make_plan(inverted_residual(), pictures(48), PtqConfig(tuning_steps=20, headroom="none"))
+    *_, last = plan.ladder
     assert [step.step for step in plan.ladder] == [
         "ranges: mean_minmax",
         "ranges: minmax",
@@ -38,18 +39,22 @@ def test_steps_come_in_order_and_are_kept_only_where_they_help() -> None:
         "importance-weighted ranges",
         "tuning of biases and ranges: u8",
         "tuning of biases and ranges: s8",
+        last.step,
     ]
+    assert last.step.startswith("learned rounding: ")
     kept = [step.sqnr_db_u8 + step.sqnr_db_s8 for step in plan.ladder if step.kept]
     assert kept == sorted(kept)
     assert bool(plan.channel_scales) == any(step.kept for step in plan.ladder[3:5])
-    tuned = {profile for profile, step in zip(reversed(PROFILES), plan.ladder[6:], strict=True) if step.kept}
+    tuned = {profile for profile, step in zip(reversed(PROFILES), plan.ladder[6:8], strict=True) if step.kept}
     assert tuned <= set(plan.bias_shift)
 
 
 def test_auto_keeps_the_estimator_that_measures_best() -> None:
     """Means of extremes cut the few images that are far larger than the others."""
     images = [image * (30 if index % 8 == 0 else 1) for index, image in enumerate(pictures(32))]
-    config = PtqConfig(tuning_steps=0, headroom="none", nncf=False, equalization=False, importance=False)
+    config = QUICK.model_copy(
+        update={"headroom": "none", "nncf": False, "equalization": False, "importance": False}
+    )
     plans = {
         name: make_plan(inverted_residual(), images, config.model_copy(update={"range_estimator": name}))
         for name in ("auto", *AUTO_ESTIMATORS)
@@ -160,7 +165,7 @@ def test_tuning_never_widens_a_range_beyond_its_clip(profile: Profile) -> None:
 
 def test_tuning_s8_leaves_what_belongs_to_u8() -> None:
     model, images = inverted_residual(2), pictures(48)
-    plan = make_plan(model, images, PtqConfig(tuning_steps=0, nncf=False))
+    plan = make_plan(model, images, QUICK.model_copy(update={"nncf": False}))
     tuned = tune_plan(Graph(model), plan, "s8", place_quantizers(model), images, 5)
     for name, item in plan.activations.items():
         assert tuned.activations[name].params("u8") == item.params("u8")

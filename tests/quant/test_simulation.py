@@ -48,7 +48,7 @@ def test_batches_are_used_only_where_the_graph_takes_them() -> None:
 def test_a_meter_finds_the_float_graph_perfect() -> None:
     model, images = inverted_residual(), pictures(4)
     place = place_quantizers(model)
-    plan = make_plan(model, images, PtqConfig(tuning_steps=0)).model_copy(
+    plan = make_plan(model, images, PtqConfig(tuning_steps=0, rounding=False)).model_copy(
         update={"activations": {}, "weights": {}, "channel_scales": {}}
     )
     step = PlanMeter(Graph(model), place, images).step("float", plan, 0.0)
