@@ -39,6 +39,7 @@ QUICK = PtqConfig(
     importance=False,
     headroom="none",
     tuning_steps=0,
+    rounding=False,
 )
 BASE: GatePolicy = "int8"
 
