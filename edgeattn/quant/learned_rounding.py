@@ -29,16 +29,14 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
-from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import Headroom
-from edgeattn.quant.equalize import scale_clips
 from edgeattn.quant.headroom import PAIR_LIMIT, adds_pairs, largest_pairs
 from edgeattn.quant.pairs import with_safe_pairs
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan, quantize_weight
 from edgeattn.quant.rounding import pack_rounding, second_nearest
 from edgeattn.quant.rounding_search import RoundingProblem, choose_rounding
-from edgeattn.quant.simulation import batches_of, simulated
+from edgeattn.quant.simulation import adjusted_graph, batches_of, simulated
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
 __all__ = ["LearnedRounding", "learn_rounding"]
@@ -96,9 +94,7 @@ def learn_rounding(
         headroom: What the plan's scales keep of 16-bit sums of pairs, and roundings shall keep.
     """
     plan = plan.model_copy(update={"roundings": {}})
-    adjusted = Graph(graph.to_model())
-    apply_plan_constants(adjusted, plan.model_copy(update={"bias_shift": {}}), "u8")
-    scale_clips(adjusted, plan.channel_scales)
+    adjusted = adjusted_graph(graph, plan.model_copy(update={"bias_shift": {}}), "u8")
     teacher, student = TorchGraph(adjusted), simulated(graph, plan, "u8", place.weights)
     layers = {
         index: node

@@ -23,11 +23,9 @@ import torch
 from numpy.typing import NDArray
 
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.apply import apply_plan_constants
-from edgeattn.quant.equalize import scale_clips
 from edgeattn.quant.placement import FUSED_ACTIVATIONS, GateRegion, Placement
 from edgeattn.quant.plan import Profile, QuantPlan
-from edgeattn.quant.simulation import batches_of, simulated, sqnr_of
+from edgeattn.quant.simulation import adjusted_graph, batches_of, simulated, sqnr_of
 from edgeattn.quant.torch_graph import Quantizer, TorchGraph, quantizers_of
 
 __all__ = ["LayerSensitivity", "measure_gate_noise", "measure_sensitivity"]
@@ -84,11 +82,9 @@ def measure_sensitivity(
         gates: Attention modules, each of which is one unit.
         progress: Called with (done, total) units.
     """
-    adjusted = Graph(graph.to_model())
     # Biases that were tuned to the errors of all layers together would be errors of their own here.
     unshifted = plan.model_copy(update={"bias_shift": {}})
-    apply_plan_constants(adjusted, unshifted.model_copy(update={"roundings": {}}), profile)
-    scale_clips(adjusted, plan.channel_scales)
+    adjusted = adjusted_graph(graph, unshifted.model_copy(update={"roundings": {}}), profile)
     plain, alone = TorchGraph(adjusted), simulated(graph, unshifted, profile, place.weights)
     whole, relieved = (simulated(graph, plan, profile, place.weights) for _ in range(2))
     quantizers = quantizers_of(plan, profile)
@@ -147,10 +143,8 @@ def measure_gate_noise(
     Returns:
         Power of the logits' error over the power of the logits; 0 for a gate in which nothing is quantized.
     """
-    adjusted = Graph(graph.to_model())
     unshifted = plan.model_copy(update={"bias_shift": {}})
-    apply_plan_constants(adjusted, unshifted, profile)
-    scale_clips(adjusted, plan.channel_scales)
+    adjusted = adjusted_graph(graph, unshifted, profile)
     plain, rounded = TorchGraph(adjusted), simulated(graph, unshifted, profile, place.weights)
     quantizers = quantizers_of(plan, profile)
     units = [unit for unit in _units(plain.graph, plan, profile, gates) if unit.is_gate]

@@ -15,7 +15,7 @@ from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
-__all__ = ["PlanMeter", "batches_of", "channels_last", "simulated", "sqnr_of"]
+__all__ = ["PlanMeter", "adjusted_graph", "batches_of", "channels_last", "simulated", "sqnr_of"]
 
 BATCH = 8
 _SILENCE = 1e-30
@@ -72,6 +72,20 @@ def sqnr_of(signal: float, noise: float) -> float:
     return 10 * float(np.log10(max(signal, _SILENCE) / max(noise, _SILENCE)))
 
 
+def adjusted_graph(graph: Graph, plan: QuantPlan, profile: Profile) -> Graph:
+    """Return the float graph with the plan's constants; it cuts where the calibrated graph cuts.
+
+    Args:
+        graph: The calibrated graph; not changed.
+        plan: Its plan.
+        profile: Which spelling.
+    """
+    adjusted = Graph(graph.to_model())
+    apply_plan_constants(adjusted, plan, profile)
+    scale_clips(adjusted, plan.channel_scales)
+    return adjusted
+
+
 def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, int]) -> TorchGraph:
     """Return the graph with the plan's constants, weights on their grid.
 
@@ -81,9 +95,7 @@ def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, i
         profile: Which spelling.
         axes: Weight -> axis of its output channels.
     """
-    adjusted = Graph(graph.to_model())
-    apply_plan_constants(adjusted, plan, profile)
-    scale_clips(adjusted, plan.channel_scales)
+    adjusted = adjusted_graph(graph, plan, profile)
     for name, integers in weight_integers(adjusted, plan, axes).items():
         shape = [-1 if dim == axes[name] else 1 for dim in range(integers.ndim)]
         steps = np.asarray(plan.weights[name], np.float32).reshape(shape)

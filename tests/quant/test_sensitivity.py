@@ -7,12 +7,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from onnx import ModelProto
+from onnx import ModelProto, numpy_helper
 from quant_networks import Builder, inverted_residual, pictures
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import RANGES_ONLY, PtqConfig
+from edgeattn.quant.exact_grids import power_of_two_activations
 from edgeattn.quant.placement import GateRegion, place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import make_plan
@@ -57,6 +58,21 @@ def test_each_figure_is_that_of_a_whole_run(profile: Profile) -> None:
         assert item.alone_sqnr_db == pytest.approx(_noise_db(alone(images, own), wanted), abs=1e-3)
         gain = _noise_db(without(images, others), wanted) - whole
         assert item.gain_db == pytest.approx(gain, abs=1e-3)
+
+
+def test_a_layer_that_only_changes_its_unit_costs_what_it_cost() -> None:
+    """Powers of two divide what a ReLU6 has cut; without its clip in the float graph, that would be cut nowhere."""
+    model = inverted_residual(2)
+    for item in model.graph.initializer:
+        if item.name == "last.weight":
+            item.CopyFrom(numpy_helper.from_array(numpy_helper.to_array(item) * 3, item.name))
+    plan = make_plan(model, pictures(16), RANGES_ONLY)
+    snapped = power_of_two_activations(plan, Graph(model), place_quantizers(model))
+    assert max(snapped.channel_scales["last"]) > 1.1
+    before, after = (
+        next(item for item in _measured(model, found) if item.name == "last_act") for found in (plan, snapped)
+    )
+    assert after.alone_sqnr_db == pytest.approx(before.alone_sqnr_db, abs=0.2)
 
 
 def test_a_spoiled_layer_is_the_most_sensitive() -> None:
