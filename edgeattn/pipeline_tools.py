@@ -18,6 +18,7 @@ from edgeattn.errors import DataError, ModelError, RecipeError, TargetUnavailabl
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
+from edgeattn.export.selfcheck import reorder_channels
 from edgeattn.extras import require
 from edgeattn.measure import compare_latency, describe_environment, run_session
 from edgeattn.onnx_graph import Graph
@@ -108,8 +109,10 @@ def quantize_onnx(
     for profile in (profiles[target.profile] for target in chosen.values()):
         if profile in qdq:
             continue
-        quantized = emit_qdq(float_model, plan, profile)
-        qdq[profile] = save_artifact(quantized, out / f"model.{profile}.onnx", profile, source)
+        quantized = emit_qdq(float_model, plan, profile, reorders_channels=False)
+        examples = [image[None] for image in held_out[:8]]
+        spelled = reorder_channels(quantized, float_model, plan, profile, examples)
+        qdq[profile] = save_artifact(spelled, out / f"model.{profile}.onnx", profile, source)
         adjusted = Graph(float_model)
         apply_plan_constants(adjusted, plan, profile)
         layers[profile] = layer_results(adjusted.to_model(), quantized, plan, profile, held_out[:8])

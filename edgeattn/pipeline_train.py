@@ -28,7 +28,7 @@ from edgeattn.export.fake_quant import (
 )
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.export.qdq import emit_qdq
-from edgeattn.export.selfcheck import CHECK_IMAGES, check_export
+from edgeattn.export.selfcheck import CHECK_IMAGES, check_export, reorder_channels
 from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure import wilson_interval
 from edgeattn.models import load_weights, save_weights, to_edge_form
@@ -291,7 +291,7 @@ class _Preparation:
         artifacts: dict[str, OnnxArtifact] = {}
         layers: dict[str, list[LayerResult]] = {}
         for profile in profiles:
-            model = emit_qdq(base.model, plan, profile)
+            model = emit_qdq(base.model, plan, profile, reorders_channels=False)
             adjusted = Graph(base.model)
             apply_plan_constants(adjusted, plan, profile)
             module = write_constants(quantized.module, base, adjusted)
@@ -308,7 +308,8 @@ class _Preparation:
                 f"{check.images} inputs",
             }
             path = self.space.folder / f"model.{profile}.onnx"
-            artifacts[profile] = save_artifact(model, path, profile, provenance)
+            spelled = reorder_channels(model, base.model, plan, profile, images)
+            artifacts[profile] = save_artifact(spelled, path, profile, provenance)
             self.checks[profile] = dataclasses.asdict(check)
             layers[profile] = layer_results(adjusted.to_model(), model, plan, profile, images[:8])
         return artifacts, layers

@@ -17,6 +17,7 @@ from edgeattn.errors import ModelError
 from edgeattn.export.extents import attach_extents
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.channel_order import apply_channel_orders
 from edgeattn.quant.folding import fold_zero_points
 from edgeattn.quant.plan import Profile, QuantParams, QuantPlan, quantize_weight
 from edgeattn.quant.rounding import channel_axis
@@ -24,13 +25,17 @@ from edgeattn.quant.rounding import channel_axis
 __all__ = ["emit_qdq"]
 
 
-def emit_qdq(model: ModelProto, plan: QuantPlan, profile: Profile) -> ModelProto:
+def emit_qdq(
+    model: ModelProto, plan: QuantPlan, profile: Profile, *, reorders_channels: bool = True
+) -> ModelProto:
     """Spell `plan` on the canonical fp32 graph it belongs to.
 
     Args:
         model: Canonical fp32 ONNX.
         plan: Names tensors of that graph.
         profile: ``"s8"`` or ``"u8"``.
+        reorders_channels: Whether channels are in the plan's order, which engines are made for, or in that of `model`,
+            whose tensors can then be compared with the result's one by one.
 
     Raises:
         ModelError: If the plan names a tensor that the graph does not have.
@@ -46,8 +51,10 @@ def emit_qdq(model: ModelProto, plan: QuantPlan, profile: Profile) -> ModelProto
     apply_plan_constants(graph, plan, profile)
     if profile == "s8":
         fold_zero_points(graph, plan)
-    for name, scales in plan.weights.items():
-        _quantize_constant(graph, name, np.asarray(scales, np.float32))
+    written = apply_channel_orders(graph, plan.channel_orders) if reorders_channels else {}
+    for name, values in plan.weights.items():
+        scales = np.asarray(values, np.float32)
+        _quantize_constant(graph, name, scales[written[name]] if name in written else scales)
     for name, wanted in plan.activations.items():
         if wanted.is_quantized(profile):
             params = wanted.params(profile)

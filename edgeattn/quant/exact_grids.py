@@ -35,6 +35,7 @@ from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.channel_order import input_orders
 from edgeattn.quant.equalize import ChannelGroup, apply_channel_scales, find_groups
 from edgeattn.quant.folding import folding_shifts
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, pair_safe_scales, worst_pairs
@@ -146,6 +147,7 @@ def short_scales(
         images: Arrays (1, C, H, W): tell how large sums become.
     """
     largest = [_largest_sums(plan, graph, place, images, profile) for profile in PROFILES]
+    orders = input_orders(graph, plan.channel_orders)
     adjusted = Graph(graph.to_model())
     apply_plan_constants(adjusted, plan, "u8")
     weights = {}
@@ -154,6 +156,8 @@ def short_scales(
         # By channel: one whose weights are next to nothing has few steps for its bias, and many in its sum.
         bits = _MANTISSA_BITS - np.ceil(np.log2(sums * _ACCUMULATOR_MARGIN))
         rows = np.moveaxis(adjusted.constants[name], place.weights[name], 0)
+        if name in orders:
+            rows = rows[:, orders[name]]
         weights[name] = _short_scales(rows, np.asarray(scales), np.clip(bits, 1, _MOST_BITS)).tolist()
     return plan.model_copy(update={"weights": weights, "provenance": {**plan.provenance, "grids": "exact"}})
 

@@ -14,7 +14,7 @@ Depthwise kernels of both runtimes sum in 32 bits and need no room.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.channel_order import Order, input_orders
 from edgeattn.quant.pairs import pair_safe_scales
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import QuantParams, QuantPlan, quantize_weight
@@ -82,7 +83,8 @@ def leave_headroom(
     """
     network = simulated(graph, plan, "u8", place.weights)
     layers = [node for node in network.graph.nodes if adds_pairs(node, network.graph, plan)]
-    samples = {} if proven else _sample(network, layers, plan, images)
+    orders = input_orders(graph, plan.channel_orders)
+    samples = {} if proven else _sample(network, layers, plan, images, orders)
     # Other scales have other roundings.
     plan = plan.model_copy(update={"roundings": {}})
     adjusted = simulated(graph, plan.model_copy(update={"weights": {}}), "u8", place.weights).constants
@@ -93,6 +95,8 @@ def leave_headroom(
             progress(done, len(layers))
         name, axis = node.input[1], place.weights[node.input[1]]
         rows = np.moveaxis(adjusted[name].numpy(), axis, 0)
+        if name in orders:
+            rows = rows[:, orders[name]]
         zero_point = plan.activations[node.input[0]].params("u8").zero_point
         scales = np.asarray(weights[name])
         if proven:
@@ -219,9 +223,16 @@ def adds_pairs(node: NodeProto, graph: Graph, plan: QuantPlan) -> bool:
 
 
 def _sample(
-    network: TorchGraph, layers: Sequence[NodeProto], plan: QuantPlan, images: Sequence[NDArray[np.float32]]
+    network: TorchGraph,
+    layers: Sequence[NodeProto],
+    plan: QuantPlan,
+    images: Sequence[NDArray[np.float32]],
+    orders: Mapping[str, Order],
 ) -> dict[str, list[torch.Tensor]]:
-    """Return by weight the activations (P, K) that its layer reads, at places spread over all images."""
+    """Return by weight the activations (P, K) that its layer reads, at places spread over all images.
+
+    Their channels are in the order in which an exported graph has them.
+    """
     readers: dict[str, list[NodeProto]] = {}
     for node in layers:
         readers.setdefault(node.input[0], []).append(node)
@@ -235,9 +246,11 @@ def _sample(
             result = fake_quantize(value, params)
             integers = (result / params.scale).round() + params.zero_point
             for node in readers[name]:
-                shape = network.constants[node.input[1]].shape
-                found.setdefault(node.input[1], []).append(
-                    _columns(node, integers, shape, params.zero_point, share, generator)
+                weight = node.input[1]
+                shape, order = network.constants[weight].shape, orders.get(weight)
+                ordered = integers if order is None else integers[:, torch.from_numpy(order)]
+                found.setdefault(weight, []).append(
+                    _columns(node, ordered, shape, params.zero_point, share, generator)
                 )
             return result
 

@@ -29,6 +29,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.channel_order import Order, input_orders
 from edgeattn.quant.config import Headroom
 from edgeattn.quant.headroom import PAIR_LIMIT, adds_pairs, largest_pairs
 from edgeattn.quant.pairs import with_safe_pairs
@@ -108,6 +109,7 @@ def learn_rounding(
     # Here and not when the first node runs, since that may be a layer to learn.
     begin = quantizers.pop(student.input_name, None)
     inputs = [{student.input_name: begin(batch) if begin else batch} for batch in batches]
+    orders = input_orders(graph, plan.channel_orders)
     roundings: dict[str, str] = {}
     shifts: dict[str, NDArray[np.float64]] = {}
     count = changed = 0
@@ -124,7 +126,9 @@ def learn_rounding(
             rows = np.ascontiguousarray(np.moveaxis(teacher.constants[name].numpy(), axis, 0))
             scales = np.asarray(plan.weights[name], np.float32)
             nearest, learned, mean = _learn_layer(rows, scales, read, importance, keeps_mean=bool(bias))
-            learned = _with_headroom(node, student.graph, plan, read, nearest, learned, headroom)
+            learned = _with_headroom(
+                node, student.graph, plan, read, nearest, learned, headroom, orders.get(name)
+            )
             mask = nearest != learned
             count, changed = count + mask.size, changed + int(mask.sum())
             value = learned.astype(np.float32) * scales.reshape(_by_row(rows))
@@ -200,10 +204,29 @@ def _with_headroom(
     nearest: NDArray[np.int8],
     learned: NDArray[np.int8],
     headroom: Headroom,
+    order: Order | None,
 ) -> NDArray[np.int8]:
-    """Return the learned integers, nearest ones back where pairs of products would saturate because of them."""
+    """Return the learned integers, nearest ones back where pairs of products would saturate because of them.
+
+    Args:
+        node: The layer.
+        graph: It is part of.
+        plan: Its grids.
+        read: What it reads (G, P, K).
+        nearest: Integers (O, C, ...).
+        learned: The same, some rounded the other way.
+        headroom: What to keep.
+        order: In which an exported graph holds the C channels; None for this one.
+    """
     if headroom == "none":
         return learned
+    if order is not None:
+        groups, places, _ = read.shape
+        ordered = read.reshape(groups, places, len(order), -1)[:, :, torch.from_numpy(order)].flatten(2)
+        found = _with_headroom(
+            node, graph, plan, ordered, nearest[:, order], learned[:, order], headroom, None
+        )
+        return found[:, np.argsort(order)]
     if headroom == "proven":
         return with_safe_pairs(learned, nearest)
     if not adds_pairs(node, graph, plan):

@@ -175,6 +175,8 @@ class QuantPlan(BaseModel):
         activations: Range of every quantized activation.
         weights: Scale of every output channel, of every quantized weight.
         channel_scales: By group of tensors (`edgeattn.quant.equalize`), what each channel is divided by.
+        channel_orders: By class of tensors (`edgeattn.quant.channel_classes`), in which order exported graphs hold
+            their channels. All else in a plan is in the float graph's order.
         bias_shift: By profile and bias tensor, what is added to the float bias to cancel the mean
             error that quantization causes.
         roundings: By weight, which of its values round to their second nearest integer
@@ -194,6 +196,7 @@ class QuantPlan(BaseModel):
     activations: dict[str, ActivationRange]
     weights: dict[str, list[_Positive]]
     channel_scales: dict[str, list[_Positive]] = {}
+    channel_orders: dict[str, list[Annotated[int, Field(ge=0)]]] = {}
     bias_shift: dict[Profile, dict[str, list[float]]] = {}
     roundings: dict[str, str] = {}
     float_regions: list[str] = []

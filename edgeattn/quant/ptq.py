@@ -12,6 +12,7 @@ from onnx import ModelProto
 from edgeattn.errors import DataError
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import collect_channel_extent, estimate_limit, estimate_range
+from edgeattn.quant.channel_order import order_channels
 from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.exact_grids import (
@@ -126,6 +127,8 @@ def make_plan(
         chosen = _spread(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
+    if _makes_room(config):
+        plan = order_channels(plan, graph, place)
     # Scales for which biases were found, if they were.
     settled = plan.weights if plan.bias_shift else None
     if not config.exact:
@@ -211,6 +214,8 @@ def fit_to_kernels(
         progress: Called with (done, total); tuning to exact grids takes minutes.
     """
     plan = coarsen_pools(plan, graph, place)
+    if _makes_room(config):
+        plan = order_channels(plan, graph, place)
     if config.exact:
         plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
         counter = JoinedProgress(progress)
@@ -219,6 +224,11 @@ def fit_to_kernels(
             plan = tune_plan(graph, plan, profile, place, images, steps, part, fixed, ranges=False)
         return whole_biases(plan, graph, place, fixed)
     return plan if config.headroom == "none" else _headroom(plan, graph, place, images, config).plan
+
+
+def _makes_room(config: PtqConfig) -> bool:
+    """Whether scales make room in 16-bit sums, so that it matters which channels are neighbours."""
+    return config.channel_order and (config.exact or config.headroom != "none")
 
 
 def _headroom(plan: QuantPlan, graph: Graph, place: Placement, images: Images, config: PtqConfig) -> Headroom:
