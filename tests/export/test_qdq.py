@@ -26,7 +26,7 @@ from edgeattn.export.fake_quant import (
 )
 from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
-from edgeattn.export.selfcheck import check_export
+from edgeattn.export.selfcheck import check_export, reorder_channels
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
@@ -90,11 +90,11 @@ def test_every_integer_is_within_one_step_of_torch(kind: str, make: Any) -> None
         adjusted = Graph(export.model)
         apply_plan_constants(adjusted, plan, profile)
         module = write_constants(edge, export, adjusted)
-        found = check_export(
-            attach_fake_quant(module, export, plan, profile),
-            emit_qdq(export.model, plan, profile),
-            make_images(2, seed=1),
-        )
+        model = emit_qdq(export.model, plan, profile, reorders_channels=False)
+        images = make_images(2, seed=1)
+        found = check_export(attach_fake_quant(module, export, plan, profile), model, images)
+        assert plan.channel_orders
+        assert reorder_channels(model, export.model, plan, profile, images) != model
         assert found.largest_lsb <= 1
         assert found.share_different < 0.005
         assert found.tensors > 25
@@ -111,12 +111,16 @@ def test_learned_roundings_reach_the_file_and_torch_alike() -> None:
     for profile in PROFILES:
         adjusted = _adjusted(export, found.plan, profile)
         quantized = attach_fake_quant(write_constants(edge, export, adjusted), export, found.plan, profile)
-        rounded = emit_qdq(export.model, found.plan, profile)
+        rounded = emit_qdq(export.model, found.plan, profile, reorders_channels=False)
         assert check_export(quantized, rounded, make_images(2, seed=1)).largest_lsb <= 1
         # The check tells roundings apart: the file with nearest integers is another one.
         unrounded = found.plan.model_copy(update={"roundings": {}})
         with pytest.raises(ParityError):
-            check_export(quantized, emit_qdq(export.model, unrounded, profile), make_images(2, seed=1))
+            check_export(
+                quantized,
+                emit_qdq(export.model, unrounded, profile, reorders_channels=False),
+                make_images(2, seed=1),
+            )
 
 
 # Exporting a network with Triplet Attention takes seconds: by default, only the form that CPUs prefer.
@@ -136,11 +140,9 @@ def test_every_form_can_be_exported_and_checked(kind: str, form: str) -> None:
     export = export_float(edge, SHAPE)
     plan = make_plan(export.model, make_images(8), QUICK, gate_regions(edge, "int8"))
     module = write_constants(edge, export, _adjusted(export, plan, "u8"))
-    found = check_export(
-        attach_fake_quant(module, export, plan, "u8"),
-        emit_qdq(export.model, plan, "u8"),
-        make_images(1, seed=1),
-    )
+    model, images = emit_qdq(export.model, plan, "u8", reorders_channels=False), make_images(1, seed=1)
+    found = check_export(attach_fake_quant(module, export, plan, "u8"), model, images)
+    reorder_channels(model, export.model, plan, "u8", images)
     assert found.largest_lsb <= 1
     assert found.tensors > 25
 
@@ -149,7 +151,7 @@ def test_swish_networks_are_quantized_where_hooks_reach() -> None:
     edge, export, plan = _planned("none", "efficientnet_b0")
     found = check_export(
         attach_fake_quant(write_constants(edge, export, _adjusted(export, plan, "u8")), export, plan, "u8"),
-        emit_qdq(export.model, plan, "u8"),
+        emit_qdq(export.model, plan, "u8", reorders_channels=False),
         make_images(1, seed=1),
     )
     assert found.largest_lsb <= 1
@@ -177,7 +179,7 @@ def _adjusted(export, plan: QuantPlan, profile: Profile) -> Graph:  # type: igno
 @pytest.mark.parametrize("fault", ["scale", "weight", "bias", "classifier"])
 def test_a_planted_fault_is_found_and_named(profile: Profile, fault: str) -> None:
     edge, export, plan = _planned("none")
-    model = emit_qdq(export.model, plan, profile)
+    model = emit_qdq(export.model, plan, profile, reorders_channels=False)
     planted = {
         "scale": ".scale",
         "weight": ".weight.quantized",
@@ -329,7 +331,7 @@ def test_tokens_are_quantized_where_torch_has_a_tensor() -> None:
     assert {name for name in plan.weights if name not in export.weights} == set()
     found = check_export(
         attach_fake_quant(write_constants(edge, export, _adjusted(export, plan, "u8")), export, plan, "u8"),
-        emit_qdq(export.model, plan, "u8"),
+        emit_qdq(export.model, plan, "u8", reorders_channels=False),
         make_images(1, seed=1),
     )
     assert found.largest_lsb <= 1

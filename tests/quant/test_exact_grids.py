@@ -16,6 +16,7 @@ from edgeattn.lower.lowering import lower_model
 from edgeattn.lower.passes import PASSES
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
+from edgeattn.quant.channel_order import input_orders
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.exact_grids import exact_grids, whole_biases
 from edgeattn.quant.folding import fold_zero_points
@@ -143,6 +144,7 @@ def test_products_with_weight_scales_and_biases_fit_float32(planned: tuple[Model
     graph = Graph(model)
     apply_plan_constants(graph, plan, "u8")
     place = place_quantizers(model)
+    orders = input_orders(graph, plan.channel_orders)
     for node in graph.nodes:
         if node.op_type not in ("Conv", "Gemm"):
             continue
@@ -154,6 +156,7 @@ def test_products_with_weight_scales_and_biases_fit_float32(planned: tuple[Model
         np.testing.assert_array_equal(bias / step, np.rint(bias / step))
         rows = np.moveaxis(graph.constants[node.input[1]], place.weights[node.input[1]], 0)
         if rows.shape[1] > 1:
+            rows = rows[:, orders.get(node.input[1], slice(None))]
             assert worst_pairs(quantize_weight(rows, scales)).max() <= LARGEST_SAFE_PAIR
 
 
