@@ -7,22 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
-import os
 import re
 import shutil
 import statistics
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 
 from edgeattn.errors import ArtifactError, EdgeAttnError, RecipeError
 from edgeattn.measure import describe_environment
-from edgeattn.pipeline_study_cell import CellJob, end_with_parent, run_cell
+from edgeattn.pipeline_study_cell import CellJob, run_cell
 from edgeattn.pipeline_study_plan import Cell, StudyPlan, fingerprint, load_plan, order_cells, unpack
+from edgeattn.pipeline_study_workers import open_workers
 from edgeattn.pipeline_tune_store import user_cache
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.report_study import CellResult, StudyResults, load_results, save_results
@@ -30,7 +29,6 @@ from edgeattn.report_study import CellResult, StudyResults, load_results, save_r
 __all__ = ["StudyOutcome", "estimate_seconds", "next_cell", "parse_budget", "run_study"]
 
 _UNITS = {"d": 86400, "h": 3600, "m": 60, "s": 1}
-_THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,7 +188,7 @@ class _Study:
         new = 0
         running: dict[Future[CellResult], Cell] = {}
         self.progress.update("cells", done, total)
-        with _executor(workers, self.progress) as executor:
+        with open_workers(workers, self.progress) as executor:
             while True:
                 while pending and len(running) < workers:
                     left = None if budget is None else budget - time.monotonic() + started
@@ -287,46 +285,6 @@ def _outcome(
 def _machine() -> str:
     cpu = describe_environment().get("cpu", {})
     return str(cpu.get("model") or "")[:200] if isinstance(cpu, dict) else ""
-
-
-class _Here(Executor):
-    """Runs one cell at a time in this process, so that its own progress is seen."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-
-    def submit(self, fn, /, *args, **kwargs):  # type: ignore[no-untyped-def]  # the base is generic in it
-        future: Future[CellResult] = Future()
-        try:
-            future.set_result(fn(*args, progress=self._progress, **kwargs))
-        except EdgeAttnError as exc:
-            future.set_exception(exc)
-        return future
-
-
-@contextlib.contextmanager
-def _executor(workers: int, progress: Progress) -> Iterator[Executor]:
-    if workers == 1:
-        yield _Here(progress)
-        return
-    before = {name: os.environ.get(name) for name in _THREAD_VARIABLES}
-    # Processes that are started inherit it: each is to use one core.
-    os.environ.update(dict.fromkeys(_THREAD_VARIABLES, "1"))
-    pool = ProcessPoolExecutor(
-        workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=end_with_parent,
-        initargs=(os.getpid(),),
-    )
-    try:
-        yield pool
-    finally:
-        pool.shutdown(cancel_futures=True)
-        for name, value in before.items():
-            if value is None:
-                del os.environ[name]
-            else:
-                os.environ[name] = value
 
 
 @contextlib.contextmanager

@@ -92,6 +92,7 @@ def end_with_parent(parent: int) -> None:
 
 def _run(job: CellJob, progress: Progress) -> CellResult:
     cell = job.cell
+    progress.note(f"{cell.name} begins")
     # Beside the stages of the two runs, which share a folder: what is measured of the first stays.
     space = Workspace(job.folder / "measured", progress)
     key = {"fingerprint": job.fingerprint, "version": edgeattn.__version__}

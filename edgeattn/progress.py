@@ -99,6 +99,10 @@ class LineProgress:
         ends = total > 0 and done >= total
         if ends and stage in self._finished:
             return
+        if stage in self._finished:
+            # The same stage of the next of several runs.
+            self._finished.discard(stage)
+            self._started[stage], begins = now, True
         if not (begins or ends or now - self._last[stage] >= self._every):
             return
         self._last[stage] = now
@@ -167,8 +171,13 @@ class RichProgress:
         if stage not in self._tasks:
             self._tasks[stage] = self._bars.add_task(stage, total=total, completed=int(done), metrics=text)
             return
+        task = self._tasks[stage]
         fields: dict[str, Any] = {"metrics": text} if text else {}
-        self._bars.update(self._tasks[stage], completed=done, total=total, **fields)
+        if done < total and self._bars.tasks[self._bars.task_ids.index(task)].finished:
+            # The same stage of the next of several runs: its time begins anew.
+            self._bars.reset(task, total=total, completed=int(done), **fields)
+            return
+        self._bars.update(task, completed=done, total=total, **fields)
 
     def note(self, text: str) -> None:
         """Write a line above the bars."""

@@ -40,6 +40,30 @@ def test_lines_are_few() -> None:
     assert len(lines) <= 7
 
 
+def test_a_stage_that_begins_again_has_a_first_line_and_a_last_one_again() -> None:
+    stream, clock = io.StringIO(), Clock()
+    with LineProgress(stream, clock=clock) as progress:
+        for start in (0, 100):
+            for step in (0, 5, 10):
+                clock.now = start + step
+                progress.update("train", step, 10)
+            progress.update("train", 10, 10)
+    first = ["train  0/10  0 s", "train  10/10  10 s"]
+    assert stream.getvalue().splitlines() == first * 2
+
+
+def test_a_bar_that_begins_again_counts_its_own_time() -> None:
+    with RichProgress(Terminal()) as progress:
+        progress.update("train", 0, 2)
+        progress.update("train", 2, 2)
+        (task,) = progress._bars.tasks
+        assert task.finished
+        before = task.start_time
+        progress.update("train", 1, 4, loss=0.5)
+        assert not task.finished and (task.completed, task.total) == (1, 4)
+        assert task.start_time is not None and before is not None and task.start_time > before
+
+
 def test_a_stream_that_is_no_terminal_gets_lines() -> None:
     assert isinstance(make_progress(io.StringIO()), LineProgress)
     assert isinstance(make_progress(Terminal()), RichProgress)

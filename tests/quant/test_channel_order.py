@@ -20,6 +20,7 @@ from edgeattn.measure.pair_saturation import prove_pair_saturation
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.channel_order import _matching, apply_channel_orders, input_orders, order_channels
 from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.headroom import leave_headroom
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import PROFILES, Profile, QuantPlan
 from edgeattn.quant.ptq import fit_to_kernels, make_plan
@@ -76,6 +77,30 @@ def test_in_the_float_graphs_order_pairs_would_saturate() -> None:
     kept = emit_qdq(model, plan, "u8", reorders_channels=False)
     assert any(item.can_saturate for item in prove_pair_saturation(kept))
     assert not any(item.can_saturate for item in prove_pair_saturation(emit_qdq(model, plan, "u8")))
+
+
+@pytest.mark.parametrize("proven", [False, True])
+def test_room_is_measured_between_the_neighbours_that_engines_have(proven: bool) -> None:
+    graph, random = Graph(_awkward()), np.random.default_rng(3)
+    graph.constants["second.weight"] = random.uniform(0.1, 1, (6, 32, 1, 1)).astype(np.float32)
+    model, images = graph.to_model(), [4 * image for image in pictures(8)]
+    order = random.permutation(32)
+    plan = make_plan(model, images, BEFORE)
+    moved = Graph(model)
+    apply_channel_orders(moved, {"first": order.tolist()})
+    ordered = make_plan(moved.to_model(), images, BEFORE)
+    found = leave_headroom(
+        plan.model_copy(update={"channel_orders": {"first": order.tolist()}}),
+        Graph(model),
+        place_quantizers(model),
+        images,
+        proven=proven,
+    )
+    wanted = leave_headroom(ordered, moved, place_quantizers(model), images, proven=proven)
+    elsewhere = leave_headroom(plan, Graph(model), place_quantizers(model), images, proven=proven)
+    scales = [item.plan.weights["second.weight"] for item in (found, wanted, elsewhere)]
+    np.testing.assert_allclose(scales[0], scales[1], rtol=1e-6)
+    assert not np.allclose(scales[0], scales[2])
 
 
 def _logits(model: ModelProto, runtime: str, images: list[NDArray[np.float32]]) -> NDArray[np.float32]:

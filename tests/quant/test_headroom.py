@@ -16,6 +16,7 @@ from quant_networks import Builder
 
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.onnx_graph import Graph
+from edgeattn.quant.channel_order import order_channels
 from edgeattn.quant.config import RANGES_ONLY
 from edgeattn.quant.headroom import PAIR_LIMIT, leave_headroom, saturating_product
 from edgeattn.quant.placement import place_quantizers
@@ -148,7 +149,8 @@ def test_planning_leaves_headroom_and_says_what_it_costs() -> None:
     plan = make_plan(model, images, RANGES_ONLY.model_copy(update={"headroom": "measured"}))
     assert plan.ladder[-1].step.startswith("headroom: ")
     assert plan.ladder[-1].kept
-    assert plan.weights == _headroom(model, _planned(model, images), images).plan.weights
+    ordered = order_channels(_planned(model, images), Graph(model), place_quantizers(model))
+    assert plan.weights == _headroom(model, ordered, images).plan.weights
 
 
 def test_proven_headroom_holds_for_every_image() -> None:
