@@ -51,6 +51,7 @@ def test_large_weights_that_were_neighbours_keep_all_their_bits() -> None:
     free, ordered, unordered = (_plan(model, config) for config in (BEFORE, PROVEN, UNORDERED))
     assert ordered.channel_orders and not unordered.channel_orders and not free.channel_orders
     np.testing.assert_array_equal(ordered.weights["second.weight"], free.weights["second.weight"])
+    assert "1.00 times" in ordered.provenance["channel_order"]
     coarser = np.divide(unordered.weights["second.weight"], free.weights["second.weight"])
     assert (coarser > 1.9).all()
 
