@@ -18,7 +18,7 @@ from edgeattn.errors import DataError, ModelError, RecipeError, TargetUnavailabl
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
-from edgeattn.export.selfcheck import reorder_channels
+from edgeattn.export.reorder import reorder_channels
 from edgeattn.extras import require
 from edgeattn.measure import compare_latency, describe_environment, run_session
 from edgeattn.onnx_graph import Graph

@@ -28,7 +28,8 @@ from edgeattn.export.fake_quant import (
 )
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.export.qdq import emit_qdq
-from edgeattn.export.selfcheck import CHECK_IMAGES, check_export, reorder_channels
+from edgeattn.export.reorder import reorder_channels
+from edgeattn.export.selfcheck import CHECK_IMAGES, check_export
 from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure import wilson_interval
 from edgeattn.models import load_weights, save_weights, to_edge_form

@@ -17,12 +17,9 @@ from onnx import ModelProto
 
 from edgeattn.errors import ModelError, ParityError
 from edgeattn.export.fake_quant import FakeQuantized, ObservedQuantizer
-from edgeattn.export.qdq import emit_qdq
-from edgeattn.onnx_plain import open_plain
-from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.quant.segments import SegmentRunner
 
-__all__ = ["CHECK_IMAGES", "SelfCheck", "check_export", "reorder_channels"]
+__all__ = ["CHECK_IMAGES", "SelfCheck", "check_export"]
 
 _OUTPUT = ""
 # Share of the largest logit. A weight that lies on a tie may round either way, which is one step of one
@@ -30,8 +27,6 @@ _OUTPUT = ""
 _OUTPUT_TOLERANCE = 5e-3
 
 _BATCH = 8
-_ORDER_IMAGES = 4
-_ORDER_SQNR_DB = 20.0
 
 CHECK_IMAGES = 32
 """Inputs that an export is checked with."""
@@ -96,45 +91,6 @@ def check_export(
         if progress:
             progress(done, len(ends))
     return SelfCheck(len(ends), len(images), largest, different / max(total, 1))
-
-
-def reorder_channels(
-    expected: ModelProto,
-    model: ModelProto,
-    plan: QuantPlan,
-    profile: Profile,
-    images: Sequence[NDArray[np.float32]],
-) -> ModelProto:
-    """Return a QDQ graph with its channels in the plan's order, checked against the one in the float graph's.
-
-    Not checked to the last bit: here sums are float, and their order is another.
-
-    Args:
-        expected: From `emit_qdq`, which left channels in place.
-        model: Canonical fp32 graph.
-        plan: As for `expected`.
-        profile: As for `expected`.
-        images: Inputs (1, C, H, W).
-
-    Raises:
-        ParityError: If the graphs' outputs differ.
-    """
-    if not plan.channel_orders:
-        return expected
-    reordered = emit_qdq(model, plan, profile)
-    signal = noise = 0.0
-    runs = [open_plain(graph, "the check of an export") for graph in (expected, reordered)]
-    for image in images[:_ORDER_IMAGES]:
-        wanted, got = (run.run(None, {run.get_inputs()[0].name: image})[0].astype(np.float64) for run in runs)
-        signal += float(np.square(wanted).sum())
-        noise += float(np.square(got - wanted).sum())
-    if noise > signal * 10 ** (-_ORDER_SQNR_DB / 10):
-        raise ParityError(
-            f"Export check: with its channels in another order the QDQ graph gives other outputs, {noise / signal:.2%} "
-            "of their power. The export is not used. Turn quant.ptq.channel_order off to go on. This is a defect of the "
-            "exporter for this network; please report it."
-        )
-    return reordered
 
 
 def _check_output(

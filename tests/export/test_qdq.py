@@ -26,7 +26,8 @@ from edgeattn.export.fake_quant import (
 )
 from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
-from edgeattn.export.selfcheck import check_export, reorder_channels
+from edgeattn.export.reorder import reorder_channels
+from edgeattn.export.selfcheck import check_export
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig

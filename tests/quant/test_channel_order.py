@@ -14,7 +14,7 @@ from onnx import ModelProto
 from quant_networks import SIZE, Builder, pictures, residual_network
 
 from edgeattn.errors import ModelError, ParityError
-from edgeattn.export import selfcheck
+from edgeattn.export import reorder
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.measure.pair_saturation import prove_pair_saturation
 from edgeattn.onnx_graph import Graph
@@ -175,13 +175,13 @@ def test_a_reordering_that_forgets_the_readers_is_caught(monkeypatch: pytest.Mon
     model = residual_network(0)
     plan = _plan(model, PROVEN)
     expected = emit_qdq(model, plan, "u8", reorders_channels=False)
-    assert selfcheck.reorder_channels(expected, model, plan, "u8", pictures(2)) != expected
+    assert reorder.reorder_channels(expected, model, plan, "u8", pictures(2)) != expected
     wrong = Graph(expected)
     weight = "head.weight.quantized"
     wrong.constants[weight] = wrong.constants[weight][:, ::-1].copy()
-    monkeypatch.setattr(selfcheck, "emit_qdq", lambda *_: wrong.to_model())
+    monkeypatch.setattr(reorder, "emit_qdq", lambda *_: wrong.to_model())
     with pytest.raises(ParityError, match="channels in another order"):
-        selfcheck.reorder_channels(expected, model, plan, "u8", pictures(2))
+        reorder.reorder_channels(expected, model, plan, "u8", pictures(2))
 
 
 def test_layers_that_stay_float_keep_the_order_of_what_they_read() -> None:
