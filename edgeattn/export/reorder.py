@@ -49,7 +49,8 @@ def reorder_channels(
         wanted, got = (run.run(None, {run.get_inputs()[0].name: image})[0].astype(np.float64) for run in runs)
         signal += float(np.square(wanted).sum())
         noise += float(np.square(got - wanted).sum())
-    if noise > signal * 10 ** (-_SQNR_DB / 10):
+    # So that NaN fails as well.
+    if not noise <= signal * 10 ** (-_SQNR_DB / 10):
         raise ParityError(
             f"Export check: with its channels in another order the QDQ graph gives other outputs, {noise / signal:.2%} "
             "of their power. The export is not used. Turn quant.ptq.channel_order off to go on. This is a defect of the "

@@ -17,7 +17,6 @@ from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["ChannelClass", "find_channel_classes"]
 
-_LEAST_CHANNELS = 2
 _CHANNEL = 1
 """Axis of the channels, of images (N, C, H, W) and of vectors (N, C)."""
 
@@ -119,10 +118,13 @@ class _Search:
             rank = len(self._shapes.get(node.input[0], ()))
             known = rank > _CHANNEL and attribute(node, "axis", 0) % rank > _CHANNEL
             tensors = [*(node.input if kind == "Concat" else node.input[:1]), *node.output]
-            known = known and not any(name in self._graph.constants for name in tensors)
+            known = known and not any(name in self._graph.constants for name in tensors[1:])
             for name in tensors[1:]:
                 self._join(tensors[0], name)
         else:
+            known = False
+        if kind not in _ELEMENTWISE and node.input and node.input[0] in self._graph.constants:
+            # Channels of a constant that goes through anything else do not move with the others'.
             known = False
         if not known:
             self._blocked.update(name for name in (*node.input, *node.output) if name)
@@ -146,13 +148,8 @@ class _Search:
                 continue
             if any(len(self._graph.consumers[name]) != 1 for name in own):
                 continue
-            channels = counts.pop()
-            if channels >= _LEAST_CHANNELS:
-                found.append(
-                    ChannelClass(
-                        names[0], channels, tuple(starts.get(root, [])), tuple(readers.get(root, []))
-                    )
-                )
+            writes, reads = tuple(starts.get(root, [])), tuple(readers.get(root, []))
+            found.append(ChannelClass(names[0], counts.pop(), writes, reads))
         return found
 
     def _share_out(
@@ -252,15 +249,12 @@ class _Search:
         return True
 
     def _slice(self, node: NodeProto) -> bool:
-        values = [self._graph.constants.get(name) for name in node.input[1:]]
-        source, result = self._shapes.get(node.input[0], ()), self._shapes.get(node.output[0], ())
-        if len(values) < 3 or any(value is None or value.size != 1 for value in values):
+        source = self._shapes.get(node.input[0], ())
+        values = [self._graph.scalar(name) for name in node.input[1:]]
+        # Start, end, axis, and a step that may be left out: one of each.
+        if len(source) <= _CHANNEL or len(values) < 3 or None in values:
             return False
-        start, _, axis, step = [int(value.reshape(())) for value in values if value is not None] + [1] * (
-            4 - len(values)
-        )
-        if len(source) != len(result) or len(source) <= _CHANNEL:
-            return False
+        start, _, axis, step = (int(value) for value in (*values, 1)[:4] if value is not None)
         if axis % len(source) > _CHANNEL:
             self._join(node.input[0], node.output[0])
             return True

@@ -75,7 +75,8 @@ def test_inputs_and_outputs_keep_their_order() -> None:
 
 
 @pytest.mark.parametrize(
-    "operation", ["shared weight", "concat", "transpose", "mean over channels", "unknown"]
+    "operation",
+    ["shared weight", "concat", "transpose", "mean over channels", "constant through another", "unknown"],
 )
 def test_operations_that_look_at_the_order_keep_it(operation: str) -> None:
     b = Builder()
@@ -90,6 +91,10 @@ def test_operations_that_look_at_the_order_keep_it(operation: str) -> None:
         y = b.conv(b.node("Transpose", [x], "turned", perm=[0, 2, 1, 3]), "second", SIZE, SIZE)
     elif operation == "mean over channels":
         y = b.node("Mul", [x, b.node("ReduceMean", [x], "mean", axes=[1])], "gated")
+        y = b.conv(y, "second", SIZE, SIZE)
+    elif operation == "constant through another":
+        b.constant("factor", b.random.normal(size=(1, SIZE, 1, 1)))
+        y = b.node("Mul", [x, b.node("Sigmoid", ["factor"], "gate")], "gated")
         y = b.conv(y, "second", SIZE, SIZE)
     else:
         y = b.conv(b.node("LRN", [x], "normalized", size=3), "second", SIZE, SIZE)
