@@ -8,6 +8,7 @@ from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
 from edgeattn.lower.fill_channels import FillChannels
+from edgeattn.lower.flat_maxima import FlatMaxima
 from edgeattn.lower.float_gates import FloatGates
 from edgeattn.lower.float_sums import FloatSums
 from edgeattn.lower.fold_scaling import FoldScaling
@@ -40,6 +41,7 @@ _OPENVINO: tuple[LoweringPass, ...] = (
     SpreadGates(),
     RoundBranches(),
     PartConcats(),
+    FlatMaxima(),
 )
 _TENSORRT: tuple[LoweringPass, ...] = (
     FloatGates(),
