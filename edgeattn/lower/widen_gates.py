@@ -28,10 +28,12 @@ class WidenGates(EveryGraph):
 
     Attributes:
         max_channels: Spans of this many bytes are long enough as they are.
+        min_pixels: Smaller maps have too few spans for a copy to pay.
     """
 
     name: str = "widen-gates"
     max_channels: int = 128
+    min_pixels: int = 1024
 
     def __call__(self, graph: Graph) -> bool:
         """Widen what is worth it."""
@@ -71,6 +73,8 @@ class WidenGates(EveryGraph):
             return None  # one value for the whole map (an expert's weight) is one long span already
         whole = tuple(max(pair) for pair in zip(small, other, strict=True))
         if small == whole or small[0] != whole[0] or whole[1] > self.max_channels:
+            return None
+        if whole[2] * whole[3] < self.min_pixels:
             return None
         if small[1] == whole[1] and other == whole and small[2] == 1:
             # One row of pixels is a span of W * C bytes.

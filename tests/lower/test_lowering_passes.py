@@ -134,7 +134,7 @@ def test_widening_a_gate_changes_no_bit(shape: tuple[int, ...], op: str) -> None
     b = Builder()
     product = b.add(op, quantized_input(b), b.pair("gate", 1 / 255, 3))
     model = b.model({"x": (1, 3, 4, 6), "gate": shape}, b.pair(product, 0.02, 120))
-    lowered, changed = lower(model, WidenGates())
+    lowered, changed = lower(model, WidenGates(min_pixels=1))
     assert changed == ["widen-gates"]
     feeds = {"x": noise(0, 1, 3, 4, 6), "gate": np.abs(noise(1, *shape))}
     np.testing.assert_array_equal(run(model, feeds), run(lowered, feeds))
@@ -152,16 +152,18 @@ def test_a_widened_gate_brings_no_transposes_along(tmp_path: Path) -> None:
     last = b.add("Conv", product, b.weight(rng.integers(-9, 9, (3, 8, 1, 1)), np.full(3, 0.01)))
     model = b.model({"x": (1, 3, 4, 6)}, b.pair(last, 0.02, 128))
     before = operators_after_optimization(model, tmp_path).count("Transpose")
-    lowered, changed = lower(model, WidenGates())
+    lowered, changed = lower(model, WidenGates(min_pixels=1))
     assert changed
     assert operators_after_optimization(lowered, tmp_path).count("Transpose") <= before
 
 
-def test_maps_with_many_channels_are_not_widened() -> None:
+@pytest.mark.parametrize("limits", [{"max_channels": 2, "min_pixels": 1}, {"min_pixels": 25}])
+def test_gates_of_many_channels_or_few_pixels_are_not_widened(limits: dict[str, int]) -> None:
     b = Builder()
     product = b.add("Mul", quantized_input(b), b.pair("gate", 1 / 255, 0))
     model = b.model({"x": (1, 3, 4, 6), "gate": (1, 3, 1, 1)}, b.pair(product, 0.02, 120))
-    assert lower(model, WidenGates(max_channels=2))[1] == []
+    assert lower(model, WidenGates(**limits))[1] == []
+    assert lower(model, WidenGates(max_channels=3, min_pixels=24))[1] == ["widen-gates"]
 
 
 @pytest.mark.parametrize("scale", [0.02, 0.03])
@@ -279,7 +281,7 @@ def test_every_pass_finds_the_shapes_of_what_an_earlier_one_appended() -> None:
     gated = b.pair(b.add("Mul", quantized_input(b), gate), 0.02, 120)
     pooled = b.add("AveragePool", gated, kernel_shape=[1, 6])
     model = b.model({"x": (1, 3, 4, 6), "gate": (1, 3, 1, 1)}, b.pair(pooled, 0.02, 120))
-    lowered, changed = lower(model, WidenGates(), PoolToDepthwise())
+    lowered, changed = lower(model, WidenGates(min_pixels=1), PoolToDepthwise())
     assert changed == ["widen-gates", "pool-to-depthwise"]
     assert "AveragePool" not in operators(lowered)
 
