@@ -145,6 +145,15 @@ class Graph:
                 if name:
                     consumers.setdefault(name, []).append(node)
 
+    def copy_node(self, node: NodeProto, stem: str) -> NodeProto:
+        """Add a copy of a node with one result, before all others, and return it; its result starts with `stem`."""
+        own = NodeProto()
+        own.CopyFrom(node)
+        own.output[0] = own.name = self.fresh_name(stem)
+        self.nodes.insert(0, own)
+        self.reindex()
+        return own
+
     def reroute(self, old: str, new: str, nodes: Iterable[NodeProto]) -> None:
         """Make indexed consumers of `old` read `new`: `replace_input` at the cost of these nodes only."""
         consumers = self.consumers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from edgeattn.lower.align_channels import AlignChannels
 from edgeattn.lower.base import LoweringPass
+from edgeattn.lower.biased_zero_points import BiasedZeroPoints
 from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
@@ -21,6 +22,7 @@ from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.safe_reductions import SafeReductions
 from edgeattn.lower.spread_gates import SpreadGates
+from edgeattn.lower.unit_steps import UnitSteps
 from edgeattn.lower.unsigned_pairs import UnsignedPairs
 from edgeattn.lower.widen_gates import WidenGates
 
@@ -42,6 +44,8 @@ _OPENVINO: tuple[LoweringPass, ...] = (
     RoundBranches(),
     PartConcats(),
     FlatMaxima(),
+    BiasedZeroPoints(),
+    UnitSteps(),
 )
 _TENSORRT: tuple[LoweringPass, ...] = (
     FloatGates(),

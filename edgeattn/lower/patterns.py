@@ -13,10 +13,12 @@ from onnx import NodeProto, helper
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = [
+    "Int8Product",
     "QuantizedConstant",
     "dequantize_of",
     "dequantize_weight",
     "dequantized_constant",
+    "int8_product",
     "power_of_two_step",
     "put_identity_before",
     "quantize_behind",
@@ -69,6 +71,43 @@ def dequantize_weight(constant: QuantizedConstant) -> NDArray[np.float64]:
     shape = [-1 if dim == axis and per_slice else 1 for dim in range(constant.integers.ndim)]
     steps = constant.integers.astype(np.float64) - constant.zero_point.astype(np.float64).reshape(shape)
     return steps * constant.scale.astype(np.float64).reshape(shape)
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8Product:
+    """A convolution or Gemm of a dequantized tensor with a dequantized constant.
+
+    Attributes:
+        node: The operation.
+        source: The DequantizeLinear of what it reads.
+        weight: The constant.
+        has_bias: Whether it adds a float constant.
+        summed_axes: The weight's axes that are summed over.
+    """
+
+    node: NodeProto
+    source: NodeProto
+    weight: QuantizedConstant
+    has_bias: bool
+    summed_axes: tuple[int, ...]
+
+
+def int8_product(graph: Graph, node: NodeProto) -> Int8Product | None:
+    """Return what an INT8 operation computes; None if it is none, or its bias is no float constant."""
+    if node.op_type not in ("Conv", "Gemm") or len(node.input) < 2:
+        return None
+    options = {"alpha": 1.0, "beta": 1.0, "transA": 0}
+    if any(attribute(node, name, usual) != usual for name, usual in options.items()):
+        return None
+    source, weight = dequantize_of(graph, node.input[0]), dequantized_constant(graph, node.input[1])
+    if source is None or weight is None or weight.integers.dtype not in (np.int8, np.uint8):
+        return None
+    has_bias = len(node.input) > 2 and bool(node.input[2])
+    if has_bias and (graph.constant(node.input[2]) is None or graph.constants[node.input[2]].ndim != 1):
+        return None
+    is_transposed = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
+    summed = tuple(range(1, weight.integers.ndim)) if is_transposed else (0,)
+    return Int8Product(node, source, weight, has_bias, summed)
 
 
 def quantize_behind(graph: Graph, name: str) -> NodeProto | None:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import re
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -159,6 +160,7 @@ class OpenVinoCpu(RuntimeTarget):
             "streams": int(compiled.get_property("NUM_STREAMS")),
             "inference_precision": compiled.get_property("INFERENCE_PRECISION_HINT").get_type_name(),
             "low_precision": self._low_precision,
+            "instruction_set": _instruction_set(compiled),
             "performance_hint": str(compiled.get_property("PERFORMANCE_HINT")).rpartition(".")[2],
             "clock": "perf_counter_ns around InferRequest.infer",
         }
@@ -268,6 +270,19 @@ def _mapped(what: str) -> Iterator[None]:
         yield
     except Exception as exc:
         raise ModelError(f"{what}: {one_line(exc)}.") from exc
+
+
+def _instruction_set(compiled: Any) -> str | None:
+    """Return the newest instruction set that the kernels may use, in oneDNN's words; None where it is not said.
+
+    It is the processor's, or the one that the environment variable ``ONEDNN_MAX_CPU_ISA`` names.
+    """
+    try:
+        text = str(compiled.get_property("RUNTIME_REQUIREMENTS"))
+    except RuntimeError:
+        return None
+    found = re.search(r"(?:^|;)isa=([^;]{1,200})", text)
+    return found.group(1) if found else None
 
 
 def _version(openvino: ModuleType) -> str:

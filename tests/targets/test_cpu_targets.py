@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,6 +58,31 @@ def test_openvino_records_the_precision_that_it_used(build: Build, images: NDArr
     assert properties["pinning"] == "none"
     assert properties["threads"] == 2
     assert properties["performance_hint"] == "LATENCY"
+
+
+_SHOW_INSTRUCTION_SET = """
+import sys
+from pathlib import Path
+from edgeattn.targets import Engine, get_target
+from edgeattn.targets.base import session_properties
+
+with get_target("openvino-cpu").open(Engine.load(Path(sys.argv[1]))) as session:
+    print(session_properties(session)["instruction_set"])
+"""
+
+
+def test_openvino_records_the_instruction_set_that_it_was_held_to(build: Build) -> None:
+    """OpenVINO reads the variable once in a process, so each answer takes one."""
+    command = [sys.executable, "-c", _SHOW_INSTRUCTION_SET, str(build("openvino-cpu").path)]
+    shown = []
+    for limit in ({}, {"ONEDNN_MAX_CPU_ISA": "SSE41"}):
+        environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"} | limit
+        result = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=True, timeout=120
+        )
+        shown.append(result.stdout.strip())
+    assert shown[1] == "Intel SSE4.1"
+    assert shown[0] not in ("", "None", shown[1])
 
 
 def test_openvino_layer_types_come_from_the_kernels(build: Build, images: NDArray[np.float32]) -> None:
