@@ -146,13 +146,16 @@ def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
 
 
 def _attention_tax(root: Path) -> str:
-    results, machines = [], set()
+    results, machines, openings, limits = [], set(), set(), set()
     for path in sorted((root / "recipes" / "benchmarks").glob("attention_tax_*.json")):
         value = read_json(path)
         try:
-            place = (list(_TAXED).index(value["model"]), value["target"], value["threads"])
+            held = _held_to(value)
+            place = (list(_TAXED).index(value["model"]), value["target"], held, value["threads"])
             results.append((place, [_tax_row(value, row) for row in value["rows"]]))
             machines.add(_processor(value["environment"]["cpu"]))
+            openings.add(f"{value.get('openings', 1):d}")
+            limits |= {held} - {""}
         except (KeyError, TypeError, ValueError) as exc:
             raise ArtifactError(
                 f"{path} is not a result of tests.benchmarks.attention_tax: {exc!r}. Run the benchmark again."
@@ -175,8 +178,23 @@ def _attention_tax(root: Path) -> str:
         _markdown(header, rows, left=3)
         + "\n\n224x224, batch 1. Tax: how much longer the INT8 network takes than the bare one, which "
         "for the other tools is the fastest of theirs. The other tool is the fastest of NNCF on the authors' torch modules, NNCF on their ONNX and ONNX Runtime's "
-        "quantize_static, all on the same runtime. Medians of ratios of runs in alternation, with 95 % intervals. "
-        "Measured on: " + "; ".join(sorted(machines)) + "."
+        "quantize_static, all on the same runtime. Medians of ratios of runs in alternation, with 95 % intervals; every engine "
+        f"was opened {' or '.join(sorted(openings))} times. "
+        + "".join(
+            f"{held}: with `ONEDNN_MAX_CPU_ISA={held}`, as where there is no AMX. " for held in sorted(limits)
+        )
+        + "Measured on: "
+        + "; ".join(sorted(machines))
+        + "."
+    )
+
+
+def _held_to(value: Mapping[str, Any]) -> str:
+    """Return the newest instruction set that OpenVINO was allowed, or an empty string if all were."""
+    return (
+        str(value["environment"]["variables"].get("ONEDNN_MAX_CPU_ISA", ""))
+        if "openvino" in value["target"]
+        else ""
     )
 
 
@@ -184,7 +202,7 @@ def _tax_row(value: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...
     is_bare = row["attention"] == "none"
     return (
         _TAXED[value["model"]],
-        f"{value['target']}, {value['threads']}",
+        ", ".join(filter(None, (value["target"], str(value["threads"]), _held_to(value)))),
         str(row["attention"]),
         f"{row['ours_int8_ms']:.3f} ms",
         _times(row, "vs_fp32"),

@@ -18,6 +18,7 @@ from edgeattn.errors import ArtifactError, RecipeError
 from edgeattn.measure import compare_latency, run_session
 from edgeattn.targets import Engine, TimingPlan, get_target
 from edgeattn.targets.base import session_properties
+from edgeattn.targets.engine_files import save_engine
 from edgeattn.targets.openvino_cpu import OpenVinoCpu
 from edgeattn.targets.ort_cpu import OrtCpu
 
@@ -63,17 +64,20 @@ def test_openvino_records_the_precision_that_it_used(build: Build, images: NDArr
 _SHOW_INSTRUCTION_SET = """
 import sys
 from pathlib import Path
-from edgeattn.targets import Engine, get_target
+from edgeattn.targets import get_target
 from edgeattn.targets.base import session_properties
+from edgeattn.targets.engine_files import load_engine
 
-with get_target("openvino-cpu").open(Engine.load(Path(sys.argv[1]))) as session:
+with get_target("openvino-cpu").open(load_engine(Path(sys.argv[1]))) as session:
     print(session_properties(session)["instruction_set"])
 """
 
 
 def test_openvino_records_the_instruction_set_that_it_was_held_to(build: Build) -> None:
     """OpenVINO reads the variable once in a process, so each answer takes one."""
-    command = [sys.executable, "-c", _SHOW_INSTRUCTION_SET, str(build("openvino-cpu").path)]
+    engine = build("openvino-cpu")
+    save_engine(engine)
+    command = [sys.executable, "-c", _SHOW_INSTRUCTION_SET, str(engine.path)]
     shown = []
     for limit in ({}, {"ONEDNN_MAX_CPU_ISA": "SSE41"}):
         environment = {k: v for k, v in os.environ.items() if k != "ONEDNN_MAX_CPU_ISA"} | limit
