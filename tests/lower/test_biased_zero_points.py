@@ -104,9 +104,9 @@ def test_only_the_operation_reads_integers_without_zero_point() -> None:
         read_model(zero_point=0),
         read_model(pads=[0, 0, 1, 1]),
         read_model(auto_pad="SAME_UPPER"),
-        # 255 * 127 * 600 does not fit the 24 bits of a float32.
-        read_model(channels=600, largest=127, exact=False),
-        # 255 * 60 * 24 has 19 bits, and the weights' scales 8 more.
+        # 255 times the sum of some 1200 positive weights of up to 127 does not fit the 24 bits of a float32.
+        read_model(channels=2400, largest=127, exact=False),
+        # 255 * 60 * 12 has 18 bits, and the weights' scales 8 more.
         read_model(bits=8),
         read_model(op="Gemm", alpha=2.0),
     ],
@@ -117,5 +117,5 @@ def test_other_operations_keep_the_zero_point(model: onnx.ModelProto) -> None:
 
 
 def test_the_size_of_the_accumulator_is_what_counts() -> None:
-    """The same 600 channels with smaller weights fit."""
-    assert lower(read_model(channels=600, largest=9, exact=False), BiasedZeroPoints())[1] != []
+    """As many channels with smaller weights fit."""
+    assert lower(read_model(channels=2400, largest=9, exact=False), BiasedZeroPoints())[1] != []

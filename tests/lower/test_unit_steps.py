@@ -61,7 +61,7 @@ def test_on_grids_of_powers_of_two_no_bit_changes(
     model = chain_model(seed, bound=bound, zero_point=zero_point, group=group, bias=bias)
     lowered, changed = lower(model, UnitSteps())
     assert changed == ["unit-steps"]
-    assert operators(lowered) == operators(model)
+    assert sorted(operators(lowered)) == sorted(operators(model))
     expected = run(model, feeds(seed))
     np.testing.assert_array_equal(run(lowered, feeds(seed)), expected)
     np.testing.assert_array_equal(run_openvino(lowered, feeds(seed)), expected)
