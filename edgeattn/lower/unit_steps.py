@@ -67,7 +67,8 @@ def _behind(graph: Graph, node: NodeProto) -> tuple[list[NodeProto], NodeProto] 
 def _keeps_its_form(graph: Graph, node: NodeProto) -> bool:
     """Return whether ``f(k * x) == k * f(x)`` for k > 0, once bounds are multiplied as well."""
     if node.op_type == "Clip":
-        return all(graph.scalar(name) is not None for name in node.input[1:] if name)
+        # Bounds were attributes before opset 11.
+        return not node.attribute and all(graph.scalar(name) is not None for name in node.input[1:] if name)
     return node.op_type in ("Relu", "LeakyRelu")
 
 
