@@ -183,19 +183,14 @@ def _attention_tax(root: Path) -> str:
         + "".join(
             f"{held}: with `ONEDNN_MAX_CPU_ISA={held}`, as where there is no AMX. " for held in sorted(limits)
         )
-        + "Measured on: "
-        + "; ".join(sorted(machines))
-        + "."
+        + f"Measured on: {'; '.join(sorted(machines))}."
     )
 
 
 def _held_to(value: Mapping[str, Any]) -> str:
     """Return the newest instruction set that OpenVINO was allowed, or an empty string if all were."""
-    return (
-        str(value["environment"]["variables"].get("ONEDNN_MAX_CPU_ISA", ""))
-        if "openvino" in value["target"]
-        else ""
-    )
+    variables = value["environment"]["variables"]
+    return str(variables.get("ONEDNN_MAX_CPU_ISA", "")) if "openvino" in value["target"] else ""
 
 
 def _tax_row(value: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:

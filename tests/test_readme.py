@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import json
 import re
 from pathlib import Path
 
@@ -89,6 +90,22 @@ def test_kept_report_fills_the_tables(tmp_path: Path) -> None:
     assert "A CPU, AVX512-VNNI and AMX, 2 cores usable" in text
     assert "old" not in text and text.startswith("a\n") and text.endswith("\nb\n")
     assert not update_readme(readme), "a second update changes nothing"
+
+
+def test_rows_of_the_tax_say_what_openvino_was_held_to(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes" / "benchmarks"
+    folder.mkdir(parents=True)
+    source = REPOSITORY / "recipes" / "benchmarks" / "attention_tax_openvino-cpu_1.json"
+    value = json.loads(source.read_text(encoding="utf-8"))
+    assert value["openings"] > 1
+    for name, variables in (("free", {}), ("held", {"ONEDNN_MAX_CPU_ISA": "AVX2_VNNI"})):
+        value["environment"]["variables"] = variables
+        (folder / f"attention_tax_{name}.json").write_text(json.dumps(value), encoding="utf-8")
+    table = GENERATORS["attention-tax"](tmp_path)
+    places = [line.split("|")[2].strip() for line in table.splitlines() if line.startswith("| MobileNetV2")]
+    half = len(value["rows"])
+    assert places == ["openvino-cpu, 1"] * half + ["openvino-cpu, 1, AVX2_VNNI"] * half
+    assert "AVX2_VNNI: with `ONEDNN_MAX_CPU_ISA=AVX2_VNNI`" in table
 
 
 @pytest.mark.parametrize(

@@ -73,11 +73,12 @@ def _flatten(graph: Graph, node: NodeProto, shapes: dict[str, Shape]) -> None:
     source, result = node.input[0], node.output[0]
     flat, reduced = (graph.fresh_name(f"{result}.{part}") for part in ("flat", "reduced"))
     batch, channels, height, width = shapes[source]
-    wanted = {flat: (batch, channels, height * width), result: shapes[result]}
-    for name, shape in wanted.items():
-        graph.constants[f"{name}.shape"] = np.asarray(shape, np.int64)
+    sizes = []
+    for name, shape in ((flat, (batch, channels, height * width)), (result, shapes[result])):
+        sizes.append(graph.fresh_name(f"{name}.size"))
+        graph.constants[sizes[-1]] = np.asarray(shape, np.int64)
     node.input[0], node.output[0] = flat, reduced
     graph.nodes += [
-        helper.make_node("Reshape", [source, f"{flat}.shape"], [flat], flat),
-        helper.make_node("Reshape", [reduced, f"{result}.shape"], [result], f"{reduced}.shaped"),
+        helper.make_node("Reshape", [source, sizes[0]], [flat], flat),
+        helper.make_node("Reshape", [reduced, sizes[1]], [result], f"{reduced}.shaped"),
     ]

@@ -8,8 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowering_graphs import Builder, lower, operators, run, run_openvino
+from onnx import numpy_helper
 
 from edgeattn.lower.flat_maxima import FlatMaxima
+from edgeattn.onnx_graph import Graph
 
 
 def maximum_model(
@@ -47,6 +49,16 @@ def test_a_flat_maximum_is_the_same_maximum(
     expected = run(model, feeds)
     np.testing.assert_array_equal(run(lowered, feeds), expected)
     np.testing.assert_array_equal(run_openvino(lowered, feeds), run_openvino(model, feeds))
+
+
+def test_constants_of_the_graph_keep_their_values() -> None:
+    model = maximum_model()
+    name = next(node.output[0] for node in model.graph.node if node.op_type == "ReduceMax")
+    for taken in (f"{name}.size", f"{name}.flat", f"{name}.flat.size"):
+        model.graph.initializer.append(numpy_helper.from_array(np.arange(3), taken))
+    graph = Graph(lower(model, FlatMaxima())[0])
+    sizes = [graph.constants[node.input[1]].tolist() for node in graph.nodes if node.op_type == "Reshape"]
+    assert sorted(sizes) == [[1, 1, 32, 32], [1, 16, 1024]]
 
 
 def test_only_the_maximum_is_respelled() -> None:
