@@ -85,12 +85,15 @@ class LayerParity:
         }
 
 
-def cut_model(model: ModelProto, names: Sequence[str]) -> ModelProto:
+def cut_model(
+    model: ModelProto, names: Sequence[str], zero_points: Mapping[str, Array] | None = None
+) -> ModelProto:
     """Cut a QDQ graph at quantized tensors.
 
     Args:
         model: With Q/DQ.
         names: Integers that QuantizeLinears write.
+        zero_points: Theirs in the graph before it was lowered; None if it was not.
 
     Returns:
         A model with an input ``<name>.given`` and an output ``<name>.got`` for each, float32, quantized and
@@ -110,6 +113,8 @@ def cut_model(model: ModelProto, names: Sequence[str]) -> ModelProto:
         pairs = [node for node in readers if node.op_type == "DequantizeLinear"]
         # Lowering may fold a factor into the scale of the QuantizeLinear alone.
         parameters = list((pairs[0] if pairs else quantize).input[1:])
+        if zero_points and _is_in_a_bias(graph, quantize, pairs, zero_points[name]):
+            parameters[1] = quantize.input[2]
         graph.nodes.append(_renamed(quantize, [given, *parameters], f"{given}.quantized"))
         for node in readers:
             node.input[:] = [f"{given}.quantized" if item == name else item for item in node.input]
@@ -119,6 +124,20 @@ def cut_model(model: ModelProto, names: Sequence[str]) -> ModelProto:
     graph.reindex()
     graph.sort()
     return graph.to_model()
+
+
+def _is_in_a_bias(graph: Graph, quantize: NodeProto, pairs: Sequence[NodeProto], right: Array) -> bool:
+    """Return whether lowering put the zero point of a tensor into the bias of what reads it.
+
+    Integers are written with the right zero point then, and read with none; lowering may have changed their type.
+    """
+    if len(quantize.input) < 3 or not pairs or any(len(node.input) < 3 for node in pairs):
+        return False
+    written, read = graph.constant(quantize.input[2]), graph.constant(pairs[0].input[2])
+    if written is None or read is None or read.any():
+        return False
+    shift = np.iinfo(written.dtype).min - np.iinfo(right.dtype).min
+    return bool(written.any()) and bool(np.all(written.astype(np.int64) == int(right.reshape(())) + shift))
 
 
 def _renamed(node: NodeProto, inputs: Sequence[str], output: str) -> NodeProto:
@@ -179,7 +198,12 @@ def compare_layers(
     worst_output = 0.0
     with (
         tempfile.TemporaryDirectory(prefix="edgeattn-cut-") as folder,
-        _opened(cut_model(executed, keys), executed, target, Path(folder)) as (cut, whole, counts),
+        _opened(
+            cut_model(executed, keys, {name: np.asarray(parameters[name][1]) for name in keys}),
+            executed,
+            target,
+            Path(folder),
+        ) as (cut, whole, counts),
     ):
         pieces = _Pieces(cut, source, output, parameters)
         for done, image in enumerate(images):

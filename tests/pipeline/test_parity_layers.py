@@ -65,6 +65,23 @@ def test_a_right_engine_only_rounds(profile: str, target: str) -> None:
     assert found.output_error < 1e-5
 
 
+def test_a_bias_that_holds_the_wrong_zero_point_is_found() -> None:
+    """Lowering for OpenVINO puts zero points into biases; here one bias forgets."""
+    needs("openvino-cpu")
+    low, _ = lower_model(quantized("u8"), "openvino-cpu")
+    graph = Graph(low)
+    moved = [node for node in graph.nodes if node.op_type == "Conv" and node.input[0].endswith(".raw")]
+    assert moved
+    bias = graph.constants[moved[0].input[2]]
+    graph.constants[moved[0].input[2]] = np.zeros_like(bias)
+    found = compare_layers(quantized("u8"), graph.to_model(), get_target("openvino-cpu"), pictures(3, seed=7))
+    assert found.first_error is not None
+    quantize = graph.producer[found.first_error.name]
+    while quantize.op_type != "Conv":
+        quantize = graph.producer[quantize.input[0]]
+    assert quantize is moved[0]
+
+
 def test_the_pieces_run_in_the_kernels_of_the_whole() -> None:
     needs("ort-cpu")
     found = compare(quantized("u8"), quantized("u8"), "ort-cpu")
