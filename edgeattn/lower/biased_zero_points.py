@@ -17,12 +17,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import Int8Product, dequantize_weight, int8_product, power_of_two_step
+from edgeattn.lower.patterns import (
+    Int8Product,
+    dequantize_weight,
+    has_movable_bias,
+    int8_product,
+    power_of_two_step,
+)
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.float32 import FLOAT32_BITS, mantissa_bits
 
 __all__ = ["BiasedZeroPoints"]
-
-_FLOAT32_BITS = 24
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,17 +62,21 @@ def _may_move(graph: Graph, product: Int8Product) -> bool:
     zero_point = graph.constant(source.input[2]) if len(source.input) > 2 else None
     if scale is None or zero_point is None or zero_point.size != 1 or not zero_point.any():
         return False
-    if product.weight.zero_point.any() or any(attribute(node, "pads", [])):
+    if (
+        not has_movable_bias(graph, product)
+        or product.weight.zero_point.any()
+        or any(attribute(node, "pads", []))
+    ):
         return False
     if attribute(node, "auto_pad", b"NOTSET") not in (b"NOTSET", "NOTSET", b"VALID", "VALID"):
         return False
     accumulators = _largest_accumulators(product, np.iinfo(zero_point.dtype))
-    if accumulators.max(initial=0) >= 2**_FLOAT32_BITS:
+    if accumulators.max(initial=0) >= 2**FLOAT32_BITS:
         return False
     if power_of_two_step(graph, source) is None:
         return True
     factors = np.broadcast_to(product.weight.scale.reshape(-1), accumulators.shape)
-    fits = np.ceil(np.log2(np.maximum(accumulators, 1) + 1)) + _mantissa_bits(factors) <= _FLOAT32_BITS
+    fits = np.ceil(np.log2(np.maximum(accumulators, 1) + 1)) + mantissa_bits(factors) <= FLOAT32_BITS
     return bool(fits.all()) and _is_exact(_moved_bias(graph, product))
 
 
@@ -77,14 +86,6 @@ def _largest_accumulators(product: Int8Product, limits: np.iinfo[Any]) -> NDArra
     positive, negative = (np.maximum(sign * weights, 0).sum(axis=product.summed_axes) for sign in (1, -1))
     low, high = -int(limits.min), int(limits.max)
     return np.asarray(np.maximum(high * positive + low * negative, low * positive + high * negative))
-
-
-def _mantissa_bits(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Return how many bits the odd part of each float32 has: 1 for powers of two."""
-    fractions = np.frexp(values.astype(np.float64))[0]
-    integers = np.abs(np.ldexp(fractions, _FLOAT32_BITS)).astype(np.int64)
-    lowest = integers & -integers
-    return np.asarray(_FLOAT32_BITS - np.log2(np.maximum(lowest, 1)).astype(np.int64))
 
 
 def _is_exact(values: NDArray[np.float64]) -> bool:
@@ -98,7 +99,7 @@ def _moved_bias(graph: Graph, product: Int8Product) -> NDArray[np.float64]:
     moved = float(graph.constants[source.input[2]].reshape(())) * float(
         graph.constants[source.input[1]].reshape(())
     )
-    bias: Any = graph.constants[product.node.input[2]].astype(np.float64) if product.has_bias else 0.0
+    bias: Any = graph.constants[product.bias_name].astype(np.float64) if product.bias_name else 0.0
     return np.asarray(bias - moved * totals, np.float64)
 
 

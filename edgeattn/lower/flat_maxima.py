@@ -43,7 +43,6 @@ class FlatMaxima(EveryGraph):
             _flatten(graph, node, shapes)
         if found:
             graph.reindex()
-            graph.sort()
         return bool(found)
 
     def ensures(self, graph: Graph) -> str:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import dequantize_of, dequantized_constant
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.lower.patterns import dequantized_constant, int8_product
+from edgeattn.onnx_graph import Graph
 
 __all__ = ["IntegerBias"]
 
@@ -62,20 +62,11 @@ class IntegerBias(EveryGraph):
 
 def _accumulator_step(graph: Graph, node: NodeProto) -> NDArray[np.float32] | None:
     """Return the real value of one accumulator step per output channel, for an INT8 operation."""
-    if node.op_type not in ("Conv", "Gemm") or len(node.input) < 2:
+    product = int8_product(graph, node)
+    scale = graph.scalar(product.source.input[1]) if product is not None else None
+    if product is None or scale is None:
         return None
-    if node.op_type == "Gemm" and (
-        attribute(node, "alpha", 1.0) != 1.0 or attribute(node, "beta", 1.0) != 1.0
-    ):
-        return None
-    source = dequantize_of(graph, node.input[0])
-    weight = dequantized_constant(graph, node.input[1])
-    if source is None or weight is None or weight.integers.dtype not in (np.int8, np.uint8):
-        return None
-    scale = graph.constant(source.input[1])
-    if scale is None or scale.size != 1:
-        return None
-    step: NDArray[np.float32] = (np.float32(scale.reshape(())) * weight.scale.reshape(-1)).astype(np.float32)
+    step: NDArray[np.float32] = (np.float32(scale) * product.weight.scale.reshape(-1)).astype(np.float32)
     return step
 
 

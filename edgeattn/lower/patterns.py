@@ -18,6 +18,7 @@ __all__ = [
     "dequantize_of",
     "dequantize_weight",
     "dequantized_constant",
+    "has_movable_bias",
     "int8_product",
     "power_of_two_step",
     "put_identity_before",
@@ -81,33 +82,38 @@ class Int8Product:
         node: The operation.
         source: The DequantizeLinear of what it reads.
         weight: The constant.
-        has_bias: Whether it adds a float constant.
         summed_axes: The weight's axes that are summed over.
     """
 
     node: NodeProto
     source: NodeProto
     weight: QuantizedConstant
-    has_bias: bool
     summed_axes: tuple[int, ...]
+
+    @property
+    def bias_name(self) -> str:
+        """The bias's name; empty without one."""
+        return self.node.input[2] if len(self.node.input) > 2 else ""
 
 
 def int8_product(graph: Graph, node: NodeProto) -> Int8Product | None:
-    """Return what an INT8 operation computes; None if it is none, or its bias is no float constant."""
+    """Return what an INT8 operation computes; None if it is none."""
     if node.op_type not in ("Conv", "Gemm") or len(node.input) < 2:
         return None
-    options = {"alpha": 1.0, "beta": 1.0, "transA": 0}
-    if any(attribute(node, name, usual) != usual for name, usual in options.items()):
+    if any(attribute(node, name, 1.0) != 1.0 for name in ("alpha", "beta")):
         return None
     source, weight = dequantize_of(graph, node.input[0]), dequantized_constant(graph, node.input[1])
     if source is None or weight is None or weight.integers.dtype not in (np.int8, np.uint8):
         return None
-    has_bias = len(node.input) > 2 and bool(node.input[2])
-    if has_bias and (graph.constant(node.input[2]) is None or graph.constants[node.input[2]].ndim != 1):
-        return None
     is_transposed = node.op_type == "Conv" or bool(attribute(node, "transB", 0))
     summed = tuple(range(1, weight.integers.ndim)) if is_transposed else (0,)
-    return Int8Product(node, source, weight, has_bias, summed)
+    return Int8Product(node, source, weight, summed)
+
+
+def has_movable_bias(graph: Graph, product: Int8Product) -> bool:
+    """Return whether a product's bias can be rewritten: a float constant with a value for each channel, or none."""
+    bias = graph.constant(product.bias_name)
+    return not product.bias_name or (bias is not None and bias.ndim == 1)
 
 
 def quantize_behind(graph: Graph, name: str) -> NodeProto | None:

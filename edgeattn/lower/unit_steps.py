@@ -18,7 +18,7 @@ import numpy as np
 from onnx import NodeProto
 
 from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import Int8Product, int8_product
+from edgeattn.lower.patterns import Int8Product, has_movable_bias, int8_product
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["UnitSteps"]
@@ -34,25 +34,25 @@ class UnitSteps(EveryGraph):
         """Rescale every convolution whose result alone is quantized."""
         changed = False
         for node in list(graph.nodes):
-            product = int8_product(graph, node)
-            found = _behind(graph, node) if product is not None else None
-            if product is None or found is None:
-                continue
-            bounded, quantize = found
-            _rescale(graph, product, bounded, quantize)
-            changed = True
+            found = _scaled(graph, node)
+            if found is not None:
+                _rescale(graph, *found)
+                changed = True
         return changed
 
     def ensures(self, graph: Graph) -> str:
         """Check that no result of a convolution is still divided."""
         for node in graph.nodes:
-            if int8_product(graph, node) is not None and _behind(graph, node) is not None:
+            if _scaled(graph, node) is not None:
                 return f"the result of {node.name!r} is still quantized in other steps than 1"
         return ""
 
 
-def _behind(graph: Graph, node: NodeProto) -> tuple[list[NodeProto], NodeProto] | None:
-    """Return the bounds behind a convolution and the QuantizeLinear behind them, if its scale is one number, not 1."""
+def _scaled(graph: Graph, node: NodeProto) -> tuple[Int8Product, list[NodeProto], NodeProto] | None:
+    """Return an operation, the bounds behind it and the QuantizeLinear behind them, if its scale is one number, not 1."""
+    product = int8_product(graph, node)
+    if product is None or not has_movable_bias(graph, product):
+        return None
     bounded: list[NodeProto] = []
     user = graph.only_consumer(node.output[0])
     while user is not None and _keeps_its_form(graph, user):
@@ -61,7 +61,7 @@ def _behind(graph: Graph, node: NodeProto) -> tuple[list[NodeProto], NodeProto] 
     if user is None or user.op_type != "QuantizeLinear":
         return None
     scale = graph.scalar(user.input[1])
-    return None if scale is None or scale == 1 or not scale > 0 else (bounded, user)
+    return None if scale is None or scale == 1 or not scale > 0 else (product, bounded, user)
 
 
 def _keeps_its_form(graph: Graph, node: NodeProto) -> bool:
@@ -85,8 +85,8 @@ def _rescale(graph: Graph, product: Int8Product, bounded: list[NodeProto], quant
     own = graph.copy_node(dequantize, f"{dequantize.output[0]}.in_steps")
     own.input[1] = divided(dequantize.input[1])
     node.input[1] = own.output[0]
-    if product.has_bias:
-        node.input[2] = divided(node.input[2])
+    if product.bias_name:
+        node.input[2] = divided(product.bias_name)
     for bound in bounded:
         for index in range(1, len(bound.input)):
             if bound.input[index]:

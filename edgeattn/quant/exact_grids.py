@@ -37,6 +37,7 @@ from edgeattn.onnx_graph import Graph
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.channel_order import input_orders
 from edgeattn.quant.equalize import ChannelGroup, apply_channel_scales, find_groups
+from edgeattn.quant.float32 import FLOAT32_BITS, mantissa_bits
 from edgeattn.quant.folding import folding_shifts
 from edgeattn.quant.pairs import LARGEST_SAFE_PAIR, pair_safe_scales, worst_pairs
 from edgeattn.quant.placement import Placement
@@ -53,7 +54,6 @@ from edgeattn.quant.torch_graph import quantizers_of
 
 __all__ = ["count_exact", "exact_grids", "power_of_two_activations", "short_scales", "whole_biases"]
 
-_MANTISSA_BITS = 24
 """Of float32, the implicit one included."""
 _MOST_BITS = 8
 _ACCUMULATOR_MARGIN = 2.0
@@ -154,7 +154,7 @@ def short_scales(
     for name, scales in plan.weights.items():
         sums = np.max([np.ones(len(scales)), *(found[name] for found in largest if name in found)], axis=0)
         # By channel: one whose weights are next to nothing has few steps for its bias, and many in its sum.
-        bits = _MANTISSA_BITS - np.ceil(np.log2(sums * _ACCUMULATOR_MARGIN))
+        bits = FLOAT32_BITS - np.ceil(np.log2(sums * _ACCUMULATOR_MARGIN))
         rows = np.moveaxis(adjusted.constants[name], place.weights[name], 0)
         if name in orders:
             rows = rows[:, orders[name]]
@@ -209,9 +209,7 @@ def _whole_shifts(
             continue
         moved = folded.get(name, np.zeros(len(origin)))
         bias = origin + np.asarray(shifts.get(name, 0.0)) + moved
-        mantissa, _ = np.frexp(step)
-        used = np.array([_bits(value) for value in mantissa])
-        room = np.exp2(np.maximum(_MANTISSA_BITS - used, 1))
+        room = np.exp2(np.maximum(FLOAT32_BITS - mantissa_bits(step), 1))
         coarse = np.exp2(np.ceil(np.maximum(np.log2(np.maximum(np.abs(bias / step), 1.0) / room), 0.0)))
         whole = np.rint(bias / (step * coarse)) * step * coarse
         shifts[name] = (whole - moved - origin).tolist()
@@ -290,14 +288,6 @@ def _rounded_up(values: NDArray[np.float64], bits: NDArray[np.float64]) -> NDArr
     steps = np.exp2(bits - 1)
     result: NDArray[np.float64] = np.ceil(values / exponent * steps - _ALMOST) / steps * exponent
     return result
-
-
-def _bits(mantissa: float) -> int:
-    """Return how many bits a number in [0.5, 1) takes."""
-    bits = 1
-    while bits < _MANTISSA_BITS and mantissa * 2**bits != math.floor(mantissa * 2**bits):
-        bits += 1
-    return bits
 
 
 def _accumulator_step(
