@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from edgeattn.export.fake_quant import fixed_constants
+from edgeattn.export.float_network import FloatNetwork
 from edgeattn.export.float_onnx import FloatExport
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_bounds import CalibrationBounds, agreement_of, noise_of, sqnr_of
@@ -41,20 +42,28 @@ class Quantizable:
     """A trained network with what its calibration needs.
 
     Attributes:
-        edge: Its edge form.
-        export: The float graph of `edge`.
+        network: Its edge form, as it is quantized.
         images: Calibration images, (1, C, H, W) each.
         fingerprint: Of the calibration images.
         ptq: How it is calibrated.
         profiles: Which spellings must keep the bounds.
     """
 
-    edge: nn.Module
-    export: FloatExport
+    network: FloatNetwork
     images: Sequence[NDArray[np.float32]]
     fingerprint: str
     ptq: PtqConfig
     profiles: Sequence[Profile]
+
+    @property
+    def edge(self) -> nn.Module:
+        """The module that is quantized."""
+        return self.network.module
+
+    @property
+    def export(self) -> FloatExport:
+        """Its float graph."""
+        return self.network.export
 
 
 class GateSearch:

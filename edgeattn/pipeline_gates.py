@@ -17,6 +17,7 @@ from torch import nn
 
 from edgeattn.data import CalibrationSet, load_calibration, load_dataset
 from edgeattn.errors import DataError, RecipeError
+from edgeattn.export.float_network import float_network
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.models import load_weights, to_edge_form
 from edgeattn.pipeline_bounds import calibration_config
@@ -41,12 +42,12 @@ def quantizable(
     profiles: Sequence[Profile],
 ) -> Quantizable:
     """Return a recipe's trained network with what its calibration needs."""
+    images, ptq = list(calibration.batches(1)), calibration_config(recipe)
     return Quantizable(
-        edge=edge,
-        export=export,
-        images=list(calibration.batches(1)),
+        network=float_network(edge, export, images, ptq),
+        images=images,
         fingerprint=calibration.fingerprint,
-        ptq=calibration_config(recipe),
+        ptq=ptq,
         profiles=profiles,
     )
 

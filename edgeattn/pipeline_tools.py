@@ -80,6 +80,7 @@ def quantize_onnx(
         DataError: If the calibration data cannot be used with it.
     """
     require("torch", purpose="quantizing a model")
+    from edgeattn.quant.pixel_input import pixel_model
     from edgeattn.quant.ptq import make_plan
 
     progress = progress or SilentProgress()
@@ -91,12 +92,16 @@ def quantize_onnx(
     tensors = inputs_for(Path(calibration), shape, progress)
     half = max(16, len(tensors) // 2) if len(tensors) >= 32 else len(tensors)
     images, held_out = tensors[:half], tensors[half:] if half < len(tensors) else tensors
+    config, batches = config or PtqConfig(), [image[None] for image in images[:_LARGEST_CALIBRATION]]
+    in_pixels = pixel_model(float_model, batches) if config.pixels else None
+    planned = in_pixels or float_model
     plan = make_plan(
-        float_model,
-        [image[None] for image in images[:_LARGEST_CALIBRATION]],
-        config or PtqConfig(),
+        planned,
+        batches,
+        config,
         (),
         lambda done, total: progress.update("ptq", done, total),
+        plain=float_model if in_pixels else None,
     )
     out.mkdir(parents=True, exist_ok=True)
     plan.save(out / "plan.json")
@@ -109,15 +114,15 @@ def quantize_onnx(
     for profile in (profiles[target.profile] for target in chosen.values()):
         if profile in qdq:
             continue
-        quantized = emit_qdq(float_model, plan, profile, reorders_channels=False)
+        quantized = emit_qdq(planned, plan, profile, reorders_channels=False)
         examples = [image[None] for image in held_out[:8]]
-        spelled = reorder_channels(quantized, float_model, plan, profile, examples)
+        spelled = reorder_channels(quantized, planned, plan, profile, examples)
         qdq[profile] = save_artifact(spelled, out / f"model.{profile}.onnx", profile, source)
-        adjusted = Graph(float_model)
+        adjusted = Graph(planned)
         apply_plan_constants(adjusted, plan, profile)
         layers[profile] = layer_results(adjusted.to_model(), quantized, plan, profile, held_out[:8])
         sensitivity[profile] = sensitivity_results(
-            float_model,
+            planned,
             plan,
             profile,
             [image[None] for image in images[:_SENSITIVITY_IMAGES]],

@@ -26,6 +26,7 @@ from edgeattn.export.fake_quant import (
     read_back,
     write_constants,
 )
+from edgeattn.export.float_network import FloatNetwork
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.reorder import reorder_channels
@@ -34,8 +35,9 @@ from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure import wilson_interval
 from edgeattn.models import load_weights, save_weights, to_edge_form
 from edgeattn.onnx_graph import Graph
-from edgeattn.pipeline_bounds import CalibrationBounds, calibration_config
+from edgeattn.pipeline_bounds import CalibrationBounds
 from edgeattn.pipeline_float import FloatStage, StageProgress, check_recipe_gates, history_of
+from edgeattn.pipeline_gate_search import Quantizable
 from edgeattn.pipeline_gates import gate_choices, quantizable
 from edgeattn.pipeline_layers import domain_result, layer_results
 from edgeattn.pipeline_sensitivity import sensitivity_results
@@ -140,7 +142,7 @@ class _Preparation:
         emitted = cast("Sequence[Profile]", profiles)
         network = quantizable(recipe, edge, export, calibration, emitted)
         choices, self.searched = gate_choices(recipe, tuning, network, self.progress)
-        quantized = self._quantize(edge, model, export, calibration, splits, choices, emitted)
+        quantized = self._quantize(network, model, calibration, splits, choices)
         qdq, layers = self._emit(quantized, calibration, emitted)
         sensitivity = self._sensitivity(quantized, calibration, emitted)
         return Prepared(
@@ -154,7 +156,7 @@ class _Preparation:
             quant=self._summary(edge, quantized.plan, calibration),
             layers=layers,
             sensitivity=sensitivity,
-            domain=domain_result(export.model, quantized.plan, list(calibration.batches(1)), images),
+            domain=domain_result(network.export.model, quantized.plan, list(calibration.batches(1)), images),
             train_images=len(splits.train),
             data_fingerprint=splits.fingerprint,
         )
@@ -177,24 +179,21 @@ class _Preparation:
 
     def _quantize(
         self,
-        edge: nn.Module,
+        network: Quantizable,
         teacher: nn.Module,
-        export: FloatExport,
         calibration: CalibrationSet,
         splits: DataSplits,
         choices: Sequence[GateChoice],
-        profiles: Sequence[Profile],
     ) -> _Quantized:
         recipe, folder = self.recipe, self.space.folder
-        images = list(calibration.batches(1))
-        ptq = calibration_config(recipe)
+        images, ptq, profiles, source = network.images, network.ptq, network.profiles, network.network
         key: dict[str, Any] = {
             "version": edgeattn.__version__,
             "graph": sha256_of_file(folder / "model.fp32.onnx"),
             "calibration": calibration.fingerprint,
             "ptq": ptq.model_dump(mode="json"),
             "mode": recipe.quant.mode,
-            "gates": [gate.prefix for gate in choices[0].regions(edge)],
+            "gates": [gate.prefix for gate in choices[0].regions(source.module)],
             "policies": [choice.policy for choice in choices],
             **({"gate_policies": dict(choices[0].by_module)} if choices[0].by_module else {}),
             "accept": recipe.accept.model_dump(mode="json") if len(choices) > 1 else None,
@@ -206,11 +205,11 @@ class _Preparation:
             return bounds.slack(next(step for step in reversed(plan.ladder) if step.kept))
 
         def calibrate() -> dict[str, Any]:
-            made = [self._plan(edge, export, images, ptq, choices[0])]
+            made = [self._plan(source, images, ptq, choices[0])]
             for choice in choices[1:]:
                 if slack(made[-1]) >= 0:
                     break
-                made.append(self._plan(edge, export, images, ptq, choice))
+                made.append(self._plan(source, images, ptq, choice))
             # The last one where it keeps the bounds; where none does, the nearest, the fastest of equals.
             chosen = max(range(len(made)), key=lambda i: (slack(made[i]), -i))
             made[chosen].save(folder / "plan.ptq.json")
@@ -218,29 +217,28 @@ class _Preparation:
 
         done = self.space.run("ptq", key, ["plan.ptq.json"], calibrate)
         self.gates = next(choice for choice in choices if choice.policy == done["policy"])
-        gates = self.gates.regions(edge)
+        gates = self.gates.regions(source.module)
         plan = QuantPlan.load(folder / "plan.ptq.json")
         if recipe.quant.mode == "ptq":
             plan.save(folder / "plan.json")
-            return _Quantized(plan, edge, export)
-        return self._train_quantized(edge, teacher, export, plan, gates, splits, images, key)
+            return _Quantized(plan, source.module, source.export)
+        return self._train_quantized(source, teacher, plan, gates, splits, images, key)
 
     def _train_quantized(
         self,
-        edge: nn.Module,
+        source: FloatNetwork,
         teacher: nn.Module,
-        export: FloatExport,
         plan: QuantPlan,
         gates: Sequence[GateRegion],
         splits: DataSplits,
         images: Sequence[NDArray[np.float32]],
         ptq_key: Mapping[str, Any],
     ) -> _Quantized:
-        recipe, folder = self.recipe, self.space.folder
+        recipe, folder, export = self.recipe, self.space.folder, source.export
         # Training goes on from what calibration found: equalized channels are a better start.
         adjusted = Graph(export.model)
         apply_plan_constants(adjusted, plan, "u8")
-        student = write_constants(edge, export, adjusted)
+        student = write_constants(source.module, export, adjusted)
         key = {
             "ptq": ptq_key,
             "qat": recipe.quant.qat.model_dump(mode="json"),
@@ -266,22 +264,25 @@ class _Preparation:
                 progress=StageProgress(self.progress, "qat"),
                 cache_dir=self.cache,
             )
-            student.eval()
-            trained = export_float(student, shape)
+            # What is written is a network that takes images, and what is quantized is what is written.
+            plain = source.without_pixels(student.eval())
+            save_weights(plain, folder / "qat.safetensors")
+            module = source.with_pixels(plain)
+            trained = export_float(module, shape)
             learned = read_back(quantized, trained, plan, placement)
-            graph, fixed = Graph(trained.model), fixed_constants(student, trained)
+            graph, fixed = Graph(trained.model), fixed_constants(module, trained)
             counter = self._counter("exact grids")
             learned = fit_to_kernels(learned, graph, placement, images, recipe.quant.ptq, fixed, counter)
             learned.save(folder / "plan.json")
-            save_weights(student, folder / "qat.safetensors")
             return {"history": history_of(result, "qat")}
 
         done = self.space.run("qat", key, ["plan.json", "qat.safetensors"], train)
         self.training += done["history"]
-        load_weights(student, folder / "qat.safetensors", strict=True)
-        student.eval()
+        plain = source.without_pixels(student)
+        load_weights(plain, folder / "qat.safetensors", strict=True)
+        module = source.with_pixels(plain.eval())
         learned = QuantPlan.load(folder / "plan.json")
-        return _Quantized(learned, student, trained or export_float(student, shape))
+        return _Quantized(learned, module, trained or export_float(module, shape))
 
     def _emit(
         self, quantized: _Quantized, calibration: CalibrationSet, profiles: Sequence[Profile]
@@ -346,14 +347,14 @@ class _Preparation:
 
     def _plan(
         self,
-        edge: nn.Module,
-        export: FloatExport,
+        source: FloatNetwork,
         images: Sequence[NDArray[np.float32]],
         ptq: PtqConfig,
         choice: GateChoice,
     ) -> QuantPlan:
-        regions, fixed = choice.regions(edge), fixed_constants(edge, export)
-        return make_plan(export.model, images, ptq, regions, self._counter("ptq"), fixed)
+        regions, fixed = choice.regions(source.module), fixed_constants(source.module, source.export)
+        model, plain = source.export.model, source.plain_model
+        return make_plan(model, images, ptq, regions, self._counter("ptq"), fixed, plain)
 
     def _counter(self, stage: str) -> Callable[[int, int], None]:
         def count(done: int, total: int) -> None:

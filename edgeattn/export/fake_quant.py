@@ -42,6 +42,7 @@ __all__ = [
     "attach_fake_quant",
     "attach_trainable",
     "fixed_constants",
+    "module_path",
     "read_back",
     "write_constants",
 ]
@@ -241,8 +242,8 @@ def write_constants(module: nn.Module, export: FloatExport, adjusted: Graph) -> 
         )
         if not changed and not shifted:
             continue
-        layer = dict(result.named_modules()).get(_module_path(origin.operation))
-        norm = dict(result.named_modules()).get(_module_path(origin.norm)) if origin.norm else None
+        layer = dict(result.named_modules()).get(module_path(origin.operation))
+        norm = dict(result.named_modules()).get(module_path(origin.norm)) if origin.norm else None
         own = _holds_weight(layer)
         if not own and (changed or norm is None):
             raise ModelError(f"The weight of {origin.operation} is computed; it cannot be adjusted.")
@@ -261,12 +262,12 @@ def fixed_constants(module: nn.Module, export: FloatExport) -> frozenset[str]:
     several of.
     """
     known = dict(module.named_modules())
-    layers = {name: known.get(_module_path(origin.operation)) for name, origin in export.weights.items()}
+    layers = {name: known.get(module_path(origin.operation)) for name, origin in export.weights.items()}
     computed = {name for name, layer in layers.items() if not _holds_weight(layer)}
     users = collections.Counter(id(layer) for layer in layers.values())
     shared = {name for name, layer in layers.items() if users[id(layer)] > 1}
     owners = {
-        origin.bias: _module_path(origin.norm or origin.operation)
+        origin.bias: module_path(origin.norm or origin.operation)
         for origin in export.weights.values()
         if origin.bias
     }
@@ -354,5 +355,6 @@ def _raw_scales(scales: Sequence[float], origin: WeightOrigin) -> NDArray[np.flo
     return result
 
 
-def _module_path(operation: str) -> str:
+def module_path(operation: str) -> str:
+    """Return the path of the module that runs an operation."""
     return ".".join(operation.split("/")[:-2])

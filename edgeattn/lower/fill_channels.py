@@ -81,9 +81,18 @@ def _reading(graph: Graph, conv: NodeProto) -> _Reading | None:
     if zero_point is None or zero_point.size != 1 or weight.zero_point.any():
         return None
     quantize = graph.producer.get(image.input[0])
-    if quantize is None or quantize.op_type != "QuantizeLinear" or quantize.input[0] not in graph.input_names:
+    if quantize is None or quantize.op_type != "QuantizeLinear" or not _is_image(graph, quantize.input[0]):
         return None
     return _Reading(conv, image, weight)
+
+
+def _is_image(graph: Graph, name: str) -> bool:
+    """Whether a tensor is the graph's input, perhaps padded, multiplied and shifted, so as it lies in memory."""
+    node = graph.producer.get(name)
+    while node is not None and node.op_type in ("Pad", "Mul", "Add") and node.input[1] in graph.constants:
+        name = node.input[0]
+        node = graph.producer.get(name)
+    return name in graph.input_names
 
 
 def _fill(graph: Graph, reading: _Reading) -> None:

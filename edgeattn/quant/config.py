@@ -50,6 +50,13 @@ class PtqConfig(BaseModel):
         ),
     ] = "auto"
     percentile: Annotated[float, Field(gt=50, le=100, description="For range_estimator percentile.")] = 99.99
+    pixels: Annotated[
+        bool,
+        Field(
+            description="Quantize images to the pixels that they came from, without any error, where their values lie on "
+            "a grid of 256 steps for each channel. The steps go into the weights of the first convolution."
+        ),
+    ] = True
     equalization: Annotated[
         bool, Field(description="Bring the channels before depthwise convolutions to like ranges.")
     ] = True

@@ -16,6 +16,7 @@ from onnx import ModelProto, NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.config import GatePolicy
+from edgeattn.quant.pixel_input import pixel_nodes, pixel_ranges
 
 __all__ = ["BOUNDED_OUTPUT", "POOLS", "GateRegion", "Placement", "place_quantizers"]
 
@@ -141,6 +142,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
         and graph.producer[name].op_type in BOUNDED_OUTPUT
         and _policy_of(name, gates) in ("fixed", "float")
     }
+    fixed |= pixel_ranges(graph)
     own = tuple(name for name in chosen if name not in same_range)
     return Placement(
         own,
@@ -161,7 +163,7 @@ def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tu
     What works on pooled maps stays float, and the scores of a softmax: the product with the full map is INT8
     under every policy, because a float product would cost more than the whole gate.
     """
-    result = _coordinate_nodes(graph) | _masked_nodes(graph)
+    result = _coordinate_nodes(graph) | _masked_nodes(graph) | {id(node) for node in pixel_nodes(graph)}
     for gate in gates:
         if gate.policy != "float":
             continue

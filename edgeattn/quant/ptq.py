@@ -13,7 +13,7 @@ from edgeattn.errors import DataError
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import collect_channel_extent, estimate_limit, estimate_range
 from edgeattn.quant.channel_order import order_channels
-from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig
+from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig, RangeEstimator
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.exact_grids import (
     count_exact,
@@ -62,6 +62,7 @@ def make_plan(
     gates: Sequence[GateRegion] = (),
     progress: Progress | None = None,
     fixed: frozenset[str] = frozenset(),
+    plain: ModelProto | None = None,
 ) -> QuantPlan:
     """Calibrate a canonical fp32 graph, step by step from the cheapest on.
 
@@ -76,6 +77,8 @@ def make_plan(
         gates: Attention modules and their policies.
         progress: Called with (done, total).
         fixed: Weights and biases that nothing may change, because the module behind the graph computes them.
+        plain: The graph before it was made to read pixels (`edgeattn.quant.pixel_input`), if it was, so that the ladder
+            tells what that gains.
 
     Raises:
         DataError: If there is no image, or the network becomes NaN or infinite on one.
@@ -100,7 +103,11 @@ def make_plan(
     plan = with_ranges(empty, graph, place, statistics, estimator, config)
     seconds = time.perf_counter() - start
     meter = PlanMeter(graph, place, held_out)
-    ladder = [meter.step(f"ranges: {estimator}", plan, seconds)]
+    name, ladder = f"ranges: {estimator}", list[LadderStep]()
+    if plain:
+        ladder.append(_plain_step(name, plain, empty, images, held_out, estimator, config, gates))
+        name = "the image in pixels"
+    ladder.append(meter.step(name, plan, seconds))
     for other in others:
         if _is_enough(_last_kept(ladder), config):
             break
@@ -191,6 +198,24 @@ def make_plan(
     counter.finish()
     plan = coarsen_pools(plan, graph, place)
     return with_extents(plan.model_copy(update={"ladder": ladder}), graph, images)
+
+
+def _plain_step(
+    name: str,
+    plain: ModelProto,
+    empty: QuantPlan,
+    images: Images,
+    held_out: Images,
+    estimator: RangeEstimator,
+    config: PtqConfig,
+    gates: Sequence[GateRegion],
+) -> LadderStep:
+    """Measure what ranges alone reach where the image has one grid for all channels."""
+    start = time.perf_counter()
+    graph, place = Graph(plain), place_quantizers(plain, gates)
+    statistics = range_statistics(graph, place, images, (estimator,), None)
+    plan = with_ranges(empty, graph, place, statistics, estimator, config)
+    return PlanMeter(graph, place, held_out).step(name, plan, time.perf_counter() - start)
 
 
 def fit_to_kernels(

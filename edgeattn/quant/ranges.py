@@ -67,7 +67,8 @@ def planned_activations(
     for name in place.activations:
         if name in place.fixed:
             low, high = place.fixed[name]
-            limit = max(-low, high)
+            # A grid of 256 levels around 0 has one more below it than above.
+            limit = max(-low * 127 / 128, high)
         else:
             low, high, limit = found[name]
         activations[name] = ActivationRange(

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from edgeattn import load_recipe, run_recipe
 from edgeattn.cli import app
 from edgeattn.errors import RecipeError
+from edgeattn.export.float_network import FloatNetwork
 from edgeattn.export.float_onnx import export_float
 from edgeattn.pipeline_bounds import CalibrationBounds
 from edgeattn.pipeline_gate_search import Quantizable
@@ -51,7 +52,8 @@ def recipe(*overrides: str) -> Recipe:
 @functools.cache
 def network() -> Quantizable:
     edge = coord_and_eca()
-    return Quantizable(edge, export_float(edge, GATE_SHAPE), contrasts(32), "noise", QUICK, ("u8",))
+    export = export_float(edge, GATE_SHAPE)
+    return Quantizable(FloatNetwork(edge, export, edge, export), contrasts(32), "noise", QUICK, ("u8",))
 
 
 def tuning(times: dict[str, dict[GatePolicy, float]], order: tuple[GatePolicy, ...]) -> Tuning:
