@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,7 @@ from edgeattn.measure import (
     AcceptBounds,
     LatencyComparison,
     Parity,
-    compare_latency,
+    compare_engines,
     compare_outputs,
     judge,
     run_session,
@@ -35,7 +35,7 @@ from edgeattn.report import (
     ReasonResult,
     TargetResult,
 )
-from edgeattn.targets import Engine, Session, Target, TimingPlan, get_target, is_emulated, save_engine
+from edgeattn.targets import Engine, Target, TimingPlan, get_target, is_emulated, save_engine
 
 __all__ = ["Measured", "Workload", "deploy", "judge_target", "module_of"]
 
@@ -204,15 +204,15 @@ def _deploy(
     elif can_run:
         fp32 = _build(target, work.fp32, workdir / "fp32")
         progress.update(name, 2, 4)
-        with ExitStack() as stack:
-            sessions: dict[str, Session] = {
-                "fp32": stack.enter_context(target.open(fp32, threads=work.timing.threads)),
-                "int8": stack.enter_context(target.open(int8, threads=work.timing.threads)),
-            }
-            logits = run_session(sessions["int8"], work.images, work.fp32.inputs[0].name, output)
-            progress.update(name, 3, 4)
-            comparison = compare_latency(sessions, feeds, work.timing, baseline="fp32")
-            times = sessions["int8"].layer_times(feeds)
+        with target.open(int8, threads=work.timing.threads) as session:
+            logits = run_session(session, work.images, work.fp32.inputs[0].name, output)
+            times = session.layer_times(feeds)
+        progress.update(name, 3, 4)
+        openers = {
+            key: functools.partial(target.open, engine, threads=work.timing.threads)
+            for key, engine in (("fp32", fp32), ("int8", int8))
+        }
+        comparison = compare_engines(openers, feeds, work.timing, baseline="fp32")
         result.latency = LatencyPair(
             int8=LatencyResult(**comparison.latencies["int8"].to_json()),
             fp32=LatencyResult(**comparison.latencies["fp32"].to_json()),

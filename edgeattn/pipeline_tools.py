@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +19,7 @@ from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.reorder import reorder_channels
 from edgeattn.extras import require
-from edgeattn.measure import compare_latency, describe_environment, run_session
+from edgeattn.measure import compare_engines, describe_environment, measure_latency, run_session
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
@@ -170,7 +169,7 @@ def quantize_onnx(
 def bench_engines(
     engines: Sequence[Path], target: str, versus: str | None, plan: TimingPlan
 ) -> dict[str, Any]:
-    """Time engines of one target in alternation.
+    """Time engines of one target in alternation, over several sessions of each.
 
     Args:
         engines: Engine files with their manifests.
@@ -197,20 +196,17 @@ def bench_engines(
     if any(engine.inputs[0].shape != first.inputs[0].shape for engine in loaded.values()):
         raise RecipeError("The engines take inputs of different shapes; compare like with like.")
     sample = np.random.default_rng(0).standard_normal(first.inputs[0].shape).astype(np.float32)
-    with ExitStack() as stack:
-        sessions = {
-            name: stack.enter_context(runtime.open(engine, threads=plan.threads))
-            for name, engine in loaded.items()
-        }
-        feeds = {first.inputs[0].name: sample}
-        if len(sessions) == 1:
-            from edgeattn.measure import measure_latency
-
-            (name, session), *_ = sessions.items()
-            latency = measure_latency(session, feeds, plan)
-            return {"target": target, "baseline": name, "latencies": {name: latency.to_json()}, "ratios": {}}
-        comparison = compare_latency(sessions, feeds, plan, baseline=versus)
-    return {"target": target, **comparison.to_json()}
+    feeds = {first.inputs[0].name: sample}
+    openers = {
+        name: functools.partial(runtime.open, engine, threads=plan.threads) for name, engine in loaded.items()
+    }
+    if len(openers) > 1:
+        comparison = compare_engines(openers, feeds, plan, baseline=versus)
+        return {"target": target, **comparison.to_json()}
+    (name, opener), *_ = openers.items()
+    with opener() as session:
+        latency = measure_latency(session, feeds, plan)
+    return {"target": target, "baseline": name, "latencies": {name: latency.to_json()}, "ratios": {}}
 
 
 def inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDArray[np.float32]:

@@ -7,6 +7,7 @@ from edgeattn.measure.latency import (
     Latency,
     LatencyComparison,
     LatencyRatio,
+    compare_engines,
     compare_latency,
     measure_latency,
 )
@@ -44,6 +45,7 @@ __all__ = [
     "Reason",
     "Verdict",
     "agreement",
+    "compare_engines",
     "compare_latency",
     "compare_outputs",
     "describe_environment",

@@ -3,13 +3,17 @@
 Absolute times drift with clocks, neighbours and temperature. What is compared is therefore run in one
 process in alternating blocks (A B A B ...), and what is quoted is the median over rounds of the ratio of the
 blocks' medians, with a bootstrap interval.
+
+Two sessions of one engine differ, too: by up to 3 % on CPUs, for as long as they live, depending on where their memory
+lies. So engines are opened several times (`compare_engines`), and the interval holds that.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
 import numpy as np
@@ -18,7 +22,20 @@ from edgeattn.errors import RecipeError, close_matches_hint
 from edgeattn.measure.statistics import Interval, median_ratio_interval
 from edgeattn.targets.base import Feeds, Session, TimingPlan, session_properties
 
-__all__ = ["Latency", "LatencyComparison", "LatencyRatio", "compare_latency", "measure_latency"]
+__all__ = [
+    "OPENINGS",
+    "Latency",
+    "LatencyComparison",
+    "LatencyRatio",
+    "compare_engines",
+    "compare_latency",
+    "measure_latency",
+]
+
+OPENINGS = 4
+ROUNDS = 8
+
+Opener = Callable[[], AbstractContextManager[Session]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +146,65 @@ def measure_latency(session: Session, feeds: Feeds, plan: TimingPlan | None = No
         ModelError: If the feeds are not the engine's.
     """
     plan = plan if plan is not None else TimingPlan()
-    return _summarize(session, feeds, plan, session.time(feeds, plan))
+    return _summarize(session_properties(session), feeds, plan, session.time(feeds, plan))
+
+
+def compare_engines(
+    openers: Mapping[str, Opener],
+    feeds: Feeds,
+    plan: TimingPlan | None = None,
+    *,
+    rounds: int = ROUNDS,
+    openings: int = OPENINGS,
+    baseline: str | None = None,
+) -> LatencyComparison:
+    """Time several engines in alternation, each over several sessions of it.
+
+    Args:
+        openers: By name, what opens an engine.
+        feeds: Inputs.
+        plan: Counted inferences and seconds for each engine, over all sessions.
+        rounds: How often the engines take turns, over all sessions; rounded up to a multiple of `openings`.
+        openings: How often each engine is opened.
+        baseline: Which one the ratios refer to; None means the first.
+
+    Raises:
+        RecipeError: If there are fewer than two engines, no rounds or openings, or the baseline is not among them.
+        ModelError: If the feeds are not an engine's.
+    """
+    plan = plan if plan is not None else TimingPlan()
+    if openings < 1:
+        raise RecipeError(f"openings is {openings}; expected at least 1.")
+    baseline = next(iter(openers), None) if baseline is None else baseline
+    part = dataclasses.replace(
+        plan, min_runs=math.ceil(plan.min_runs / openings), min_seconds=plan.min_seconds / openings
+    )
+    parts = []
+    for index in range(openings):
+        # The other way round every second time: what is opened first gets the better memory.
+        order = list(openers) if index % 2 == 0 else list(openers)[::-1]
+        with ExitStack() as stack:
+            sessions = {name: stack.enter_context(openers[name]()) for name in order}
+            turns = math.ceil(rounds / openings)
+            parts.append(compare_latency(sessions, feeds, part, rounds=turns, baseline=baseline))
+    first = parts[0]
+    medians = {name: [value for part in parts for value in part.round_p50_ms[name]] for name in openers}
+    return LatencyComparison(
+        baseline=first.baseline,
+        latencies={
+            name: _summarize(
+                first.latencies[name].properties,
+                feeds,
+                plan,
+                [sample for part in parts for sample in part.latencies[name].samples_ns],
+            )
+            for name in openers
+        },
+        ratios={
+            name: _ratio(medians[name], medians[first.baseline]) for name in openers if name != first.baseline
+        },
+        round_p50_ms={name: tuple(values) for name, values in medians.items()},
+    )
 
 
 def compare_latency(
@@ -137,7 +212,7 @@ def compare_latency(
     feeds: Feeds,
     plan: TimingPlan | None = None,
     *,
-    rounds: int = 8,
+    rounds: int = ROUNDS,
     baseline: str | None = None,
 ) -> LatencyComparison:
     """Time several engines in alternation, in blocks that add up to `plan`.
@@ -181,7 +256,10 @@ def compare_latency(
     ratios = {name: _ratio(medians[name], medians[baseline]) for name in sessions if name != baseline}
     return LatencyComparison(
         baseline=baseline,
-        latencies={name: _summarize(s, feeds, plan, samples[name]) for name, s in sessions.items()},
+        latencies={
+            name: _summarize(session_properties(session), feeds, plan, samples[name])
+            for name, session in sessions.items()
+        },
         ratios=ratios,
         round_p50_ms={name: tuple(values) for name, values in medians.items()},
     )
@@ -192,7 +270,9 @@ def _ratio(medians: Sequence[float], baseline: Sequence[float]) -> LatencyRatio:
     return LatencyRatio(float(np.median(ratios)), median_ratio_interval(ratios), ratios)
 
 
-def _summarize(session: Session, feeds: Feeds, plan: TimingPlan, samples: Sequence[int]) -> Latency:
+def _summarize(
+    properties: Mapping[str, Any], feeds: Feeds, plan: TimingPlan, samples: Sequence[int]
+) -> Latency:
     milliseconds = np.asarray(samples, dtype=np.float64) / 1e6
     p50, p90, p99 = (float(value) for value in np.percentile(milliseconds, (50, 90, 99)))
     return Latency(
@@ -204,6 +284,6 @@ def _summarize(session: Session, feeds: Feeds, plan: TimingPlan, samples: Sequen
         threads=plan.threads,
         batch=int(next(iter(feeds.values())).shape[0]),
         warmup_runs=plan.warmup_runs,
-        properties=session_properties(session),
+        properties=properties,
         samples_ns=tuple(int(sample) for sample in samples),
     )

@@ -14,11 +14,9 @@ engine differ by up to 3 % for as long as they live, depending on where their me
 from __future__ import annotations
 
 import argparse
-import contextlib
 import copy
-import dataclasses
+import functools
 import json
-import math
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -34,14 +32,14 @@ from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.lower import DEFAULT_GATE_POLICY, preferred_forms
 from edgeattn.measure.environment import describe_environment
-from edgeattn.measure.latency import compare_latency
+from edgeattn.measure.latency import OPENINGS, compare_engines
 from edgeattn.models import create_model, insert_attention, to_edge_form
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.ptq import make_plan
 from edgeattn.targets import get_target
-from edgeattn.targets.base import Session, Target, TimingPlan
+from edgeattn.targets.base import Target, TimingPlan
 from tests.benchmarks.authors_modules import put_authors_modules
 from tests.benchmarks.peers import PEERS
 
@@ -52,7 +50,6 @@ Rounds = Mapping[str, Sequence[float]]
 
 ROWS = ("none", "eca", "coord", "triplet", "se", "cbam")
 SIZE = 224
-OPENINGS = 4
 
 
 def _network(architecture: str, attention: str) -> nn.Module:
@@ -182,24 +179,11 @@ def measure(
 
 
 def _time(target: Target, engines: Mapping[str, Any], image: Any, plan: TimingPlan, rounds: int) -> Rounds:
-    """Return the median of every round in ms by engine, over `OPENINGS` sessions of each."""
-    part = dataclasses.replace(
-        plan, min_runs=math.ceil(plan.min_runs / OPENINGS), min_seconds=plan.min_seconds / OPENINGS
-    )
-    medians: dict[str, list[float]] = {name: [] for name in engines}
-    for opening in range(OPENINGS):
-        # The other way round every second time: what is opened first gets the better memory.
-        order = list(engines) if opening % 2 == 0 else list(engines)[::-1]
-        with contextlib.ExitStack() as stack:
-            sessions: dict[str, Session] = {
-                name: stack.enter_context(target.open(engines[name], threads=plan.threads)) for name in order
-            }
-            comparison = compare_latency(
-                sessions, {"input": image}, part, rounds=math.ceil(rounds / OPENINGS)
-            )
-        for name, values in comparison.round_p50_ms.items():
-            medians[name].extend(values)
-    return medians
+    """Return the median of every round in ms by engine."""
+    openers = {
+        name: functools.partial(target.open, engine, threads=plan.threads) for name, engine in engines.items()
+    }
+    return compare_engines(openers, {"input": image}, plan, rounds=rounds).round_p50_ms
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import pytest
 
 from edgeattn.errors import RecipeError
-from edgeattn.measure import compare_latency, measure_latency
-from edgeattn.targets.base import Feeds, LayerTime, Outputs, TimingPlan
+from edgeattn.measure import compare_engines, compare_latency, measure_latency
+from edgeattn.targets.base import Feeds, LayerTime, Outputs, Session, TimingPlan
 
 FEEDS = {"input": np.zeros((4, 3, 2, 2), np.float32)}
 
@@ -96,3 +97,65 @@ def test_bad_requests_are_refused() -> None:
         compare_latency(sessions, FEEDS, rounds=0)
     with pytest.raises(RecipeError, match="Did you mean 'fp32'"):
         compare_latency(sessions, FEEDS, baseline="fp23")
+
+
+class Opened:
+    """Notes when sessions of an engine are opened and closed; each is slower than the one before."""
+
+    def __init__(self, milliseconds: float, events: list[str], name: str) -> None:
+        self.milliseconds, self.events, self.name = milliseconds, events, name
+        self.count = 0
+
+    @contextlib.contextmanager
+    def __call__(self) -> Iterator[Session]:
+        self.count += 1
+        self.events.append(f"open {self.name}")
+        yield ClockedSession(self.milliseconds * self.count, self.events, self.name)
+        self.events.append(f"close {self.name}")
+
+
+def test_every_engine_is_opened_several_times_in_both_orders() -> None:
+    events: list[str] = []
+    openers = {name: Opened(ms, events, name) for name, ms in (("fp32", 2.0), ("int8", 0.5))}
+    plan = TimingPlan(warmup_runs=20, min_runs=10, min_seconds=8.0)
+    comparison = compare_engines(openers, FEEDS, plan, rounds=4, openings=2)
+    first = ["open fp32", "open int8", "fp32", "int8", "fp32", "int8", "close int8", "close fp32"]
+    second = ["open int8", "open fp32", "int8", "fp32", "int8", "fp32", "close fp32", "close int8"]
+    assert events == first + second
+    # Two sessions of two rounds each; the clock of a session drifts, and the second is slower by itself.
+    assert comparison.round_p50_ms["fp32"] == (4.0, 6.0, 8.0, 12.0)
+    assert comparison.ratios["int8"].rounds == (0.25,) * 4
+    assert comparison.latencies["int8"].runs == 12
+    assert comparison.latencies["int8"].p50_ms == 1.75
+    assert comparison.latencies["int8"].properties == {"clock": "the test's"}
+    json.dumps(comparison.to_json(), allow_nan=False)
+
+
+def test_sessions_that_differ_widen_the_interval() -> None:
+    class Moody(Opened):
+        """Every second session is a tenth slower, as where its memory lies badly."""
+
+        @contextlib.contextmanager
+        def __call__(self) -> Iterator[Session]:
+            self.count += 1
+            yield ClockedSession(1.1 if self.count % 2 else 1.0)
+
+    openers = {"fp32": Moody(1.0, [], "fp32"), "int8": lambda: contextlib.nullcontext(ClockedSession(0.5))}
+    once = compare_engines(openers, FEEDS, TimingPlan.quick(), rounds=8, openings=1).ratios["int8"]
+    often = compare_engines(openers, FEEDS, TimingPlan.quick(), rounds=8, openings=4).ratios["int8"]
+    assert once.interval == pytest.approx((1 / 2.2, 1 / 2.2))
+    assert often.interval == pytest.approx((1 / 2.2, 1 / 2))
+
+
+def test_bad_requests_about_openings_are_refused() -> None:
+    openers = {name: Opened(1.0, [], name) for name in ("a", "b")}
+    with pytest.raises(RecipeError, match="openings"):
+        compare_engines(openers, FEEDS, openings=0)
+    with pytest.raises(RecipeError, match="rounds"):
+        compare_engines(openers, FEEDS, rounds=0)
+    with pytest.raises(RecipeError, match="Unknown baseline"):
+        compare_engines(openers, FEEDS, baseline="c")
+    with pytest.raises(RecipeError, match="at least two"):
+        compare_engines({"a": openers["a"]}, FEEDS)
+    with pytest.raises(RecipeError, match="at least two"):
+        compare_engines({}, FEEDS)
