@@ -3,8 +3,9 @@
 OpenVINO's CPU plugin computes convolution, quantization, sum and quantization in one kernel, and leaves the first
 rounding out if that quantization is the first thing behind the convolution. The sum is a little nearer to the float
 network's then, but no other runtime gets the same integers. An activation in between that changes nothing (a leaky
-ReLU of slope 1) makes the quantization the second thing, and it stays. Only graphs whose scales are powers of two
-(`edgeattn.quant.exact_grids`) gain by it: elsewhere other roundings differ anyway.
+ReLU of slope 1) makes the quantization the second thing, and it stays. Graphs whose scales are powers of two
+(`edgeattn.quant.exact_grids`) gain by it; on maps of other graphs other roundings differ anyway. Sums of pooled vectors
+(the two branches of CBAM's gate) are rounded in all graphs: every value there rules a whole channel, and costs nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ __all__ = ["RoundBranches"]
 
 @dataclasses.dataclass(frozen=True)
 class RoundBranches(EveryGraph):
-    """Put an identity between convolution and quantization, before sums with power-of-two scales."""
+    """Put an identity between convolution and quantization, before sums with power-of-two scales or of single pixels."""
 
     name: str = "round-branches"
 
@@ -40,13 +41,15 @@ class RoundBranches(EveryGraph):
 
 
 def _branches(graph: Graph) -> list[NodeProto]:
-    """Return the quantizations right behind a convolution whose results are summed on exact grids."""
+    """Return the quantizations right behind a convolution whose results are summed on exact grids, or are vectors."""
     found = []
-    for node in graph.nodes:
-        if node.op_type != "Add":
-            continue
+    sums = [node for node in graph.nodes if node.op_type == "Add"]
+    shapes = graph.shapes() if sums else {}
+    for node in sums:
         sources = [dequantize_of(graph, name) for name in node.input]
-        if any(power_of_two_step(graph, source) is None for source in sources):
+        shape = shapes.get(node.output[0], ())
+        is_vector = len(shape) == 4 and shape[2] * shape[3] == 1
+        if not is_vector and any(power_of_two_step(graph, source) is None for source in sources):
             continue
         for source in sources:
             quantize = graph.producer.get(source.input[0]) if source is not None else None

@@ -130,7 +130,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
         and not _is_inside_operation(graph, name)
         and name not in graph.output_names
     ]
-    chosen = _after_activation(graph, chosen, same_range)
+    chosen = _after_activation(graph, chosen, floats)
     order = {
         name: i for i, name in enumerate((*graph.input_names, *(o for n in graph.nodes for o in n.output)))
     }
@@ -360,13 +360,19 @@ def _is_scaling(graph: Graph, node: NodeProto) -> bool:
     return node.op_type == "Mul" and any((graph.scalar(name) or 0.0) > 0.0 for name in node.input)
 
 
-def _after_activation(graph: Graph, chosen: list[str], same_range: dict[str, str]) -> list[str]:
-    """Add the results of fused activations behind INT8 operations."""
+def _after_activation(graph: Graph, chosen: list[str], floats: set[int]) -> list[str]:
+    """Add the results of fused activations behind INT8 operations.
+
+    Not behind float ones: a pair there would be noise, and ONNX Runtime quantizes a float weight by itself where its
+    convolution lies between integers.
+    """
     result = dict.fromkeys(chosen)
     for node in graph.nodes:
         if node.op_type in FUSED_ACTIVATIONS and node.output[0] not in graph.output_names:
             source = graph.producer.get(node.input[0])
-            if source is not None and (node.input[0] in result or source.op_type in ("Conv", "Gemm", "Add")):
+            if source is None or id(source) in floats:
+                continue
+            if node.input[0] in result or source.op_type in ("Conv", "Gemm", "Add"):
                 result[node.output[0]] = None
     return list(result)
 

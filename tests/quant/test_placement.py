@@ -80,6 +80,27 @@ def test_a_float_gate_keeps_its_weights_float() -> None:
     assert "w1" not in place.weights
 
 
+@pytest.mark.parametrize("activation", ["Relu", "Clip"])
+def test_an_activation_behind_a_float_convolution_stays_float(activation: str) -> None:
+    """As in the hidden layer of a gate: a pair there is noise, and makes ONNX Runtime quantize the float weight."""
+    model = model_of(
+        [
+            node("Conv", "input w0", "stem"),
+            node("MaxPool", "stem", "gate/pool", kernel_shape=[6, 6]),
+            node("Conv", "gate/pool w1", "gate/hidden"),
+            node(activation, "gate/hidden", "gate/active"),
+            node("Conv", "gate/active w2", "gate/conv"),
+            node("Sigmoid", "gate/conv", "gate/sigmoid"),
+            node("Mul", "stem gate/sigmoid", "gate/mul"),
+            node("Conv", "gate/mul wl", "logits"),
+        ],
+        {"w0": weight(4), "w1": weight(4), "w2": weight(4), "wl": weight(2)},
+    )
+    assert "gate/active" in place_quantizers(model, [GateRegion("gate", "int8")]).activations
+    place = place_quantizers(model, [GateRegion("gate", "float")])
+    assert "gate/active" not in (*place.activations, *place.same_range)
+
+
 def test_a_prefix_is_a_whole_path() -> None:
     place = place_quantizers(gate_model(), [GateRegion("ga", "float")])
     assert "gate/conv" in place.activations
