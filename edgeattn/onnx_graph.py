@@ -17,7 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgeattn.artifact import IoSpec
 from edgeattn.errors import ModelError
 
-__all__ = ["Graph", "attribute", "io_spec", "tensor_dtype"]
+__all__ = ["Graph", "attribute", "io_spec", "take_pads", "tensor_dtype"]
 
 Array = NDArray[Any]
 
@@ -29,6 +29,15 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
             value = helper.get_attribute_value(item)
             return value.decode() if isinstance(value, bytes) else value
     return default
+
+
+def take_pads(conv: NodeProto) -> list[int]:
+    """Make a convolution of maps pad nothing, and return what it padded: (top, left, bottom, right)."""
+    sides = [int(side) for side in attribute(conv, "pads", [0, 0, 0, 0])]
+    kept = [item for item in conv.attribute if item.name != "pads"]
+    del conv.attribute[:]
+    conv.attribute.extend(kept)
+    return sides
 
 
 def tensor_dtype(element_type: int) -> str:

@@ -68,7 +68,7 @@ def calibration_config(recipe: Recipe) -> PtqConfig:
     ptq = recipe.quant.ptq
     if recipe.tune is not None and recipe.tune.rank_by == "dla":
         # DLA has no pad of its own: the network would begin on the GPU.
-        ptq = ptq.model_copy(update={"pixels": False})
+        ptq = ptq.model_copy(update={"pixels": False, "padded_grids": False})
     if recipe.quant.mode == "qat":
         # Training tunes biases, roundings and everything else better than calibration can.
         return ptq.model_copy(update={"tuning_steps": 0, "rounding": False, "bias_correction": False})

@@ -197,6 +197,7 @@ def quantize(
             nncf=False,
             equalization=False,
             importance=False,
+            padded_grids=False,
             tuning_steps=0,
             range_estimator="minmax" if quick else "mse",
             headroom="none" if quick else "measured",

@@ -180,7 +180,9 @@ class GateSearch:
 
     def _costs(self) -> dict[str, list[PolicyCost]]:
         """Return what every policy costs at every gate, the default policy first."""
-        unused = dict.fromkeys(("nncf", "equalization", "importance", "exact", "rounding"), False)
+        unused = dict.fromkeys(
+            ("nncf", "equalization", "importance", "padded_grids", "exact", "rounding"), False
+        )
         cheap = {**unused, "tuning_steps": 0, "headroom": "none"}
         config = self.network.ptq.model_copy(update=cheap)
         every = max(len(self.learned) // COST_IMAGES, 1)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, helper
 
 from edgeattn.measure.domain import compare_domains
 from edgeattn.onnx_graph import Graph
@@ -44,7 +44,7 @@ def layer_results(
     inputs = Graph(float_model).input_names
     inner = [name for name in names if name not in inputs]
     plain = _Runner(float_model, inner)
-    quantized = _Runner(qdq_model, [f"{name}.dequantized" for name in inner])
+    quantized = _Runner(_dequantized(qdq_model, inner), [f"{name}.dequantized" for name in inner])
     # Profile s8 stores a folded zero point as 0: what the graph holds there is shifted by it.
     offset = {name: _folded_offset(plan.activations[name].params(profile), profile) for name in inner}
     signal, noise = dict.fromkeys(inner, 0.0), dict.fromkeys(inner, 0.0)
@@ -95,6 +95,17 @@ def domain_result(
         is_unlike=found.is_unlike,
         tensors=[name for name, _ in found.tensors],
     )
+
+
+def _dequantized(model: ModelProto, names: Sequence[str]) -> ModelProto:
+    """Return the graph with the values of tensors whose integers are padded before anything reads them."""
+    graph = Graph(model)
+    for name in names:
+        if f"{name}.dequantized" not in graph.producer:
+            quantize = graph.producer[f"{name}.quantized"]
+            inputs = [quantize.output[0], *quantize.input[1:]]
+            graph.nodes.append(helper.make_node("DequantizeLinear", inputs, [f"{name}.dequantized"]))
+    return graph.to_model()
 
 
 def _folded_offset(params: QuantParams, profile: Profile) -> float:

@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, checker, helper
 
 from edgeattn.errors import ModelError
 from edgeattn.export.extents import attach_extents
-from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_graph import Graph, take_pads
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.channel_order import apply_channel_orders
 from edgeattn.quant.folding import fold_zero_points
@@ -61,8 +61,10 @@ def emit_qdq(
             _absorb_clip(graph, name, params)
             if profile == "s8" and params.zero_point:
                 _check_folded(graph, name)
-                params = dataclasses.replace(params, zero_point=0)
-            _insert_pair(graph, name, params)
+                _insert_pair(graph, name, dataclasses.replace(params, zero_point=0))
+                _pad_integers(graph, name, params.zero_point)
+            else:
+                _insert_pair(graph, name, params)
     graph.remove_unused()
     graph.sort()
     for node in graph.nodes:
@@ -80,6 +82,28 @@ def _check_folded(graph: Graph, name: str) -> None:
             f"The plan folds the zero point of {name!r}, whose range is wider than the clip that "
             "writes it. Calibrate again."
         )
+
+
+def _pad_integers(graph: Graph, name: str, zero: int) -> None:
+    """Put pads of the integer that stands for zero before convolutions that would pad with that of the zero point."""
+    pair = graph.producer[f"{name}.dequantized"]
+    for reader in list(graph.consumers.get(pair.output[0], [])):
+        sides = take_pads(reader) if reader.op_type == "Conv" else []
+        if not any(sides):
+            continue
+        top, left, bottom, right = sides
+        padded, result = (graph.fresh_name(f"{name}.{part}") for part in ("padded", "padded.dequantized"))
+        amounts, value = (graph.fresh_name(f"{padded}.{part}") for part in ("amounts", "value"))
+        graph.constants[amounts] = np.asarray([0, 0, top, left, 0, 0, bottom, right], np.int64)
+        graph.constants[value] = np.asarray(zero, np.int8)
+        graph.add(
+            [
+                helper.make_node("Pad", [pair.input[0], amounts, value], [padded]),
+                helper.make_node("DequantizeLinear", [padded, *pair.input[1:]], [result]),
+            ]
+        )
+        reader.input[0] = result
+        graph.reindex()
 
 
 def _quantize_constant(graph: Graph, name: str, scales: NDArray[np.float32]) -> None:

@@ -17,6 +17,7 @@ from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.own_zero_points import OwnZeroPoints
+from edgeattn.lower.pads_before_pairs import PadsBeforePairs
 from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
@@ -48,6 +49,7 @@ _OPENVINO: tuple[LoweringPass, ...] = (
     UnitSteps(),
 )
 _TENSORRT: tuple[LoweringPass, ...] = (
+    PadsBeforePairs(),
     FloatGates(),
     CopyGates(),
     AlignChannels(),

@@ -64,6 +64,13 @@ class PtqConfig(BaseModel):
         bool,
         Field(description="Search ranges again, errors weighted by what the network's answer depends on."),
     ] = True
+    padded_grids: Annotated[
+        bool,
+        Field(
+            description="In profile s8, give all 256 levels also to tensors that a convolution with padding reads, where "
+            "half of them cost the network's answers much. A pad of integers stands in front of it."
+        ),
+    ] = True
     headroom: Annotated[
         Headroom,
         Field(
@@ -125,6 +132,7 @@ RANGES_ONLY = PtqConfig(
     range_estimator="minmax",
     equalization=False,
     importance=False,
+    padded_grids=False,
     headroom="none",
     tuning_steps=0,
     rounding=False,

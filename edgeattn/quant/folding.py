@@ -4,7 +4,9 @@ A symmetric signed grid spends half of its levels on values that a ReLU never le
 layer before a tensor and every layer behind it have a bias, the tensor can be shifted instead: with
 x' = x - c the writer's bias loses c, and a reader's bias gains c times the sum of its weights, so that
 the readers compute what they did. On the grid, c = (-128 - zero point) * -scale makes the integers those
-of the affine grid, with zero point 0. Readers must not pad, since a padded zero would stand for c.
+of the affine grid, with zero point 0. A reader that pads would pad with c: a pad of integers, with the one that stands
+for zero, does it instead. That is a pass over the map, so it is for the tensors that cost the answers most
+(`edgeattn.quant.padded_grids`).
 """
 
 from __future__ import annotations
@@ -22,8 +24,14 @@ from edgeattn.quant.plan import QuantPlan, quantize_weight
 __all__ = ["can_fold_zero_point", "fold_zero_points", "folding_shifts"]
 
 
-def can_fold_zero_point(graph: Graph, name: str) -> bool:
-    """Return whether the layers around a tensor can take its zero point."""
+def can_fold_zero_point(graph: Graph, name: str, *, behind_pads: bool = False) -> bool:
+    """Return whether the layers around a tensor can take its zero point.
+
+    Args:
+        graph: Float graph.
+        name: The tensor.
+        behind_pads: Whether convolutions that pad may read it.
+    """
     if name in graph.output_names or name in graph.input_names:
         return False
     readers = graph.consumers.get(name, [])
@@ -33,7 +41,7 @@ def can_fold_zero_point(graph: Graph, name: str) -> bool:
         _is_layer(graph, node)
         and node.input[0] == name
         and list(node.input).count(name) == 1
-        and _is_unpadded(node)
+        and (_is_unpadded(node) or (behind_pads and _pads_maps(node)))
         for node in readers
     )
 
@@ -74,7 +82,7 @@ def folding_shifts(graph: Graph, plan: QuantPlan) -> dict[str, NDArray[np.float6
         if not item.folds_zero_point:
             continue
         writer = _writer(graph, name)
-        if writer is None or not can_fold_zero_point(graph, name):
+        if writer is None or not can_fold_zero_point(graph, name, behind_pads=True):
             raise ModelError(
                 f"The plan folds the zero point of {name!r}, but the layers around it cannot take it. "
                 "A plan belongs to one graph: calibrate this one."
@@ -135,3 +143,8 @@ def _is_unpadded(node: NodeProto) -> bool:
     return attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(
         attribute(node, "pads", [])
     )
+
+
+def _pads_maps(node: NodeProto) -> bool:
+    """Whether a convolution pads maps by numbers of pixels that are known."""
+    return attribute(node, "auto_pad", "NOTSET") == "NOTSET" and len(attribute(node, "pads", [])) == 4

@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_graph import Graph, attribute, take_pads
 
 __all__ = [
     "pixel_model",
@@ -150,7 +150,7 @@ def with_pixel_input(graph: Graph, grid: PixelGrid) -> bool:
         return helper.make_node(kind, inputs, [name], name)
 
     chain = list[NodeProto]()
-    sides = _take_pads(reader)
+    sides = take_pads(reader)
     if any(sides):
         top, left, bottom, right = sides
         amounts = np.asarray([0, 0, top, left, 0, 0, bottom, right], np.int64)
@@ -245,12 +245,3 @@ def _lies_on(image: NDArray[np.float32], grid: PixelGrid) -> bool:
     levels = np.rint(pixels)
     on_grid = np.abs(pixels - levels).max() <= _OFF_GRID
     return bool(on_grid and levels.min() >= 0 and levels.max() < LEVELS)
-
-
-def _take_pads(conv: NodeProto) -> list[int]:
-    """Make a convolution pad nothing, and return what it padded: (top, left, bottom, right)."""
-    sides = [int(side) for side in attribute(conv, "pads", [0, 0, 0, 0])]
-    kept = [item for item in conv.attribute if item.name != "pads"]
-    del conv.attribute[:]
-    conv.attribute.extend(kept)
-    return sides

@@ -28,6 +28,7 @@ from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.joined_progress import JoinedProgress, Progress
 from edgeattn.quant.learned_rounding import learn_rounding
 from edgeattn.quant.nncf_ptq import quantize_with_nncf
+from edgeattn.quant.padded_grids import with_padded_grids
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
 from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan
 from edgeattn.quant.pool_grids import coarsen_pools
@@ -46,6 +47,7 @@ MEASURED_IMAGES = 32
 WEIGHED_IMAGES = 64
 HEADROOM_IMAGES = 64
 EXACT_IMAGES = 16
+PADDED_IMAGES = 16
 ROUNDING_IMAGES = 64
 LEAST_MEASURED = 8
 RANGES_SHARE, TUNING_SHARE, ROUNDING_SHARE = 0.1, 0.7, 0.1
@@ -134,6 +136,12 @@ def make_plan(
         chosen = _spread(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
+    if config.padded_grids and not _is_enough(_last_kept(ladder), config):
+        start = time.perf_counter()
+        noise = 10 ** (-_last_kept(ladder).sqnr_db_s8 / 10)
+        changed = with_padded_grids(plan, graph, place, _spread(learned_from, PADDED_IMAGES), noise)
+        if changed is not plan:
+            plan = _climb(ladder, meter, "256 levels behind pads: s8", plan, changed, start)
     if _makes_room(config):
         plan = order_channels(plan, graph, place)
     # Scales for which biases were found, if they were.

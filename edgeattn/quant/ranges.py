@@ -21,7 +21,11 @@ from edgeattn.quant.joined_progress import Progress
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import ActivationRange, QuantPlan
 
-__all__ = ["planned_activations", "planned_weights", "range_statistics", "with_ranges"]
+__all__ = ["FINER", "planned_activations", "planned_weights", "range_statistics", "with_ranges"]
+
+
+FINER = 0.9
+"""How much finer than the symmetric grid an affine one has to be for its zero point to be folded."""
 
 
 def range_statistics(
@@ -85,7 +89,7 @@ def planned_activations(
 
 def _gains_by_folding(graph: Graph, name: str, low: float, high: float, limit: float) -> bool:
     """Whether the affine grid is clearly finer, and biases can take its zero point."""
-    return (high - low) / 255 < 0.9 * limit / 127 and can_fold_zero_point(graph, name)
+    return (high - low) / 255 < FINER * limit / 127 and can_fold_zero_point(graph, name)
 
 
 def planned_weights(adjusted: Graph, place: Placement) -> dict[str, list[float]]:

@@ -103,6 +103,7 @@ def test_seed_0_of_the_pretrained_network_is_the_recipe_of_the_project(attention
         "quant.ptq.rounding=false",
         "quant.ptq.channel_order=false",
         "quant.ptq.pixels=false",
+        "quant.ptq.padded_grids=false",
     ]
     theirs = load_recipe(RECIPES / f"sign_digits_mobilenetv2_{attention}.yaml", changes)
     for part in ("model", "attention", "data", "train", "quant"):
