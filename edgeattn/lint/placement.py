@@ -39,8 +39,7 @@ def _double_addends(view: View) -> Iterator[Evidence]:
 def _pads_before(view: View) -> Iterator[Evidence]:
     for node in view.nodes("Conv"):
         pad = _pad_behind_pair(view.graph, node)
-        # A convolution pads with zeros only.
-        if pad is not None and zero_pads(view.graph, pad) is not None:
+        if pad is not None:
             yield Evidence(name_of(pad), pad.output[0], "Q/DQ between Pad and Conv")
 
 
