@@ -110,7 +110,9 @@ def cut_model(
         if shape is None:
             raise ModelError(f"The shape of {name!r} is not known, so the graph cannot be cut there.")
         readers = list(graph.consumers.get(name, []))
-        pairs = [node for node in readers if node.op_type == "DequantizeLinear"]
+        # Integers may be padded before they are read.
+        padded = [graph.consumers.get(node.output[0], []) for node in readers if node.op_type == "Pad"]
+        pairs = [node for node in sum(padded, readers) if node.op_type == "DequantizeLinear"]
         # Lowering may fold a factor into the scale of the QuantizeLinear alone.
         parameters = list((pairs[0] if pairs else quantize).input[1:])
         if zero_points and _is_in_a_bias(graph, quantize, pairs, zero_points[name]):

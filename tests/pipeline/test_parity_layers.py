@@ -82,6 +82,30 @@ def test_a_bias_that_holds_the_wrong_zero_point_is_found() -> None:
     assert quantize is moved[0]
 
 
+def padded_grid() -> ModelProto:
+    """A graph in profile s8 that pads the integers of `expand_act`."""
+    model = inverted_residual()
+    plan = make_plan(model, pictures(8), QUICK.model_copy(update={"padded_grids": False}))
+    item = plan.activations["expand_act"].model_copy(update={"folds_zero_point": True})
+    return emit_qdq(
+        model, plan.model_copy(update={"activations": plan.activations | {"expand_act": item}}), "s8"
+    )
+
+
+@pytest.mark.parametrize("target", ["reference", "ort-cpu", "openvino-cpu"])
+def test_integers_that_are_padded_are_compared_and_a_wrong_pad_is_found(target: str) -> None:
+    needs(target)
+    model = padded_grid()
+    parity = compare(model, model, target)
+    assert "expand_act.quantized" in {layer.name for layer in parity.layers}
+    assert not [layer.name for layer in parity.layers if layer.finding.is_error]
+    graph = Graph(model)
+    pad = next(node for node in graph.nodes if node.op_type == "Pad")
+    graph.constants[pad.input[2]] = np.zeros((), np.int8)
+    parity = compare(model, graph.to_model(), target)
+    assert "depthwise_act.quantized" in {layer.name for layer in parity.layers if layer.finding.is_error}
+
+
 def test_the_pieces_run_in_the_kernels_of_the_whole() -> None:
     needs("ort-cpu")
     found = compare(quantized("u8"), quantized("u8"), "ort-cpu")
