@@ -185,8 +185,8 @@ class _Preparation:
         splits: DataSplits,
         choices: Sequence[GateChoice],
     ) -> _Quantized:
-        recipe, folder = self.recipe, self.space.folder
-        images, ptq, profiles, source = network.images, network.ptq, network.profiles, network.network
+        recipe, folder, source = self.recipe, self.space.folder, network.network
+        images, ptq, profiles = network.images, network.ptq, network.profiles
         key: dict[str, Any] = {
             "version": edgeattn.__version__,
             "graph": sha256_of_file(folder / "model.fp32.onnx"),
@@ -264,10 +264,9 @@ class _Preparation:
                 progress=StageProgress(self.progress, "qat"),
                 cache_dir=self.cache,
             )
-            # What is written is a network that takes images, and what is quantized is what is written.
             plain = source.without_pixels(student.eval())
             save_weights(plain, folder / "qat.safetensors")
-            module = source.with_pixels(plain)
+            module = source.with_pixels(plain)  # not the student: what is quantized is what is written
             trained = export_float(module, shape)
             learned = read_back(quantized, trained, plan, placement)
             graph, fixed = Graph(trained.model), fixed_constants(module, trained)
@@ -281,8 +280,8 @@ class _Preparation:
         plain = source.without_pixels(student)
         load_weights(plain, folder / "qat.safetensors", strict=True)
         module = source.with_pixels(plain.eval())
-        learned = QuantPlan.load(folder / "plan.json")
-        return _Quantized(learned, module, trained or export_float(module, shape))
+        export = trained or export_float(module, shape)
+        return _Quantized(QuantPlan.load(folder / "plan.json"), module, export)
 
     def _emit(
         self, quantized: _Quantized, calibration: CalibrationSet, profiles: Sequence[Profile]
@@ -353,8 +352,8 @@ class _Preparation:
         choice: GateChoice,
     ) -> QuantPlan:
         regions, fixed = choice.regions(source.module), fixed_constants(source.module, source.export)
-        model, plain = source.export.model, source.plain_model
-        return make_plan(model, images, ptq, regions, self._counter("ptq"), fixed, plain)
+        counter, plain = self._counter("ptq"), source.plain_model
+        return make_plan(source.export.model, images, ptq, regions, counter, fixed, plain)
 
     def _counter(self, stage: str) -> Callable[[int, int], None]:
         def count(done: int, total: int) -> None:

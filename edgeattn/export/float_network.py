@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from onnx import ModelProto
 from torch import nn
 
+from edgeattn.errors import ModelError
 from edgeattn.export.float_onnx import FloatExport, export_float
 from edgeattn.export.pixel_module import from_pixel_input, to_pixel_input
 from edgeattn.quant.config import PtqConfig
@@ -48,10 +49,17 @@ class FloatNetwork:
         return from_pixel_input(trained, self.plain_module, self.plain_export)
 
     def with_pixels(self, plain: nn.Module) -> nn.Module:
-        """Return what `without_pixels` made of a module in the form that is quantized."""
-        if self.grid is None:
-            return plain
-        return to_pixel_input(plain, self.plain_export, self.grid) or plain
+        """Return what `without_pixels` made of a module in the form that is quantized.
+
+        Raises:
+            ModelError: If it is another network.
+        """
+        changed = to_pixel_input(plain, self.plain_export, self.grid) if self.grid is not None else plain
+        if changed is None:
+            raise ModelError(
+                "The first layer of this network cannot read pixels: it is not the network that was."
+            )
+        return changed
 
 
 def float_network(
