@@ -89,7 +89,11 @@ def _reading(graph: Graph, conv: NodeProto) -> _Reading | None:
 def _is_image(graph: Graph, name: str) -> bool:
     """Whether a tensor is the graph's input, perhaps padded, multiplied and shifted, so as it lies in memory."""
     node = graph.producer.get(name)
-    while node is not None and node.op_type in ("Pad", "Mul", "Add") and node.input[1] in graph.constants:
+    while (
+        node is not None
+        and node.op_type in ("Pad", "Mul", "Add", "Conv")
+        and node.input[1] in graph.constants
+    ):
         name = node.input[0]
         node = graph.producer.get(name)
     return name in graph.input_names

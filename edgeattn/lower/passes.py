@@ -15,6 +15,7 @@ from edgeattn.lower.float_sums import FloatSums
 from edgeattn.lower.fold_scaling import FoldScaling
 from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
+from edgeattn.lower.image_convolution import ImageConvolution
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.own_zero_points import OwnZeroPoints
 from edgeattn.lower.pads_before_pairs import PadsBeforePairs
@@ -60,9 +61,9 @@ _TENSORRT: tuple[LoweringPass, ...] = (
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
     # On ARM the target adds `FloatSums`.
-    "ort-cpu": (*_ONNX_RUNTIME, FillChannels()),
+    "ort-cpu": (*_ONNX_RUNTIME, ImageConvolution(), FillChannels()),
     # A file that is carried to other processors.
-    "ort-portable": (*_ONNX_RUNTIME, FloatSums(), FillChannels()),
+    "ort-portable": (*_ONNX_RUNTIME, FloatSums(), ImageConvolution(), FillChannels()),
     # Browsers have no symmetric kernels, and their graphics processors no padding of integers.
     "ort-web": (*_ONNX_RUNTIME, FloatSums()),
     "openvino-cpu": _OPENVINO,
