@@ -60,6 +60,7 @@ def report_text(report: Report, json_path: Path, html_path: Path, *, width: int 
 def _write_report(console: Console, report: Report, json_path: Path, html_path: Path) -> None:
     from edgeattn.cli_coverage import print_coverage
     from edgeattn.report import device_text
+    from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 
     float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
     console.print(
@@ -78,6 +79,9 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
             print_line(console, f"{name}: {where}")
         if target.checked_by:
             print_line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
+    if rows := ladder_rows(report):
+        print_line(console, f"{LADDER_SAYS}:")
+        print_table(console, LADDER_HEADER, rows, left=1)
     for profile, items in report.sensitivity.items():
         if items:
             print_line(console, _most_sensitive(profile, items))

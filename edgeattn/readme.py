@@ -8,15 +8,16 @@ figures come from ``recipes/reports/*.json``: reports of real runs, kept without
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from edgeattn.artifact import read_json, write_bytes
-from edgeattn.cli_errors import plain_text
 from edgeattn.errors import ArtifactError, close_matches_hint
+from edgeattn.readme_tables import cell, markdown
 from edgeattn.report import Report, load_report
 from edgeattn.report_kernels import kernel_table
+from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 from edgeattn.report_parity import PARITY_HEADER, parity_rows
 
 if TYPE_CHECKING:
@@ -119,7 +120,7 @@ def _results(root: Path) -> str:
         "machine",
     )
     return (
-        _markdown(header, rows, left=3)
+        markdown(header, rows, left=3)
         + "\n\nBatch 1. Exact grids: whether the run was made with `quant.ptq.exact`. Delta in points of top-1; agreement is the share of images with FP32's answer; speed-up is the "
         "median of FP32 over INT8 measured in alternation, with its 95 % interval. Where an engine could only be "
         "built, its accuracy is that of the same QDQ file in another runtime (marked *). Machines: "
@@ -175,7 +176,7 @@ def _attention_tax(root: Path) -> str:
         "against it",
     )
     return (
-        _markdown(header, rows, left=3)
+        markdown(header, rows, left=3)
         + "\n\n224x224, batch 1. Tax: how much longer the INT8 network takes than the bare one, which "
         "for the other tools is the fastest of theirs. The other tool is the fastest of NNCF on the authors' torch modules, NNCF on their ONNX and ONNX Runtime's "
         "quantize_static, all on the same runtime. Medians of ratios of runs in alternation, with 95 % intervals; every engine "
@@ -218,14 +219,23 @@ def _tensorrt_kernels(root: Path) -> str:
         raise ArtifactError(
             f"{path} is not a result of tests.benchmarks.tensorrt_kernels: {exc!r}. Run the benchmark again."
         ) from exc
-    return _markdown(header, rows, left=3) + "\n\n" + said
+    return markdown(header, rows, left=3) + "\n\n" + said
 
 
 def _parity(root: Path) -> str:
     rows = parity_rows(root / "recipes" / "parity")
     if not rows:
         return "No comparison is saved yet: `edgeattn readme --keep-parity RUN PRINTED.json` saves one."
-    return _markdown(PARITY_HEADER, rows, left=3)
+    return markdown(PARITY_HEADER, rows, left=3)
+
+
+def _ladder(root: Path) -> str:
+    path = root / "recipes" / "reports" / "imagenet_mobilenetv2_ptq.json"
+    if not path.is_file():
+        return "No run is saved yet: `edgeattn readme --keep runs/imagenet_mobilenetv2_ptq` saves one."
+    report = load_report(path)
+    table = markdown(LADDER_HEADER, ladder_rows(report), left=1)
+    return f"{table}\n\n{LADDER_SAYS}. Measured on: {_machine(report)}."
 
 
 def _times(row: Mapping[str, Any], key: str) -> str:
@@ -259,7 +269,7 @@ def _attentions(root: Path) -> str:
         use = entry.placement if entry.contract == "map" else entry.contract
         forms = ", ".join(entry.edge_forms) or _NOTHING
         rows.append((f"`{entry.name}`", entry.title, link, entry.family.replace("_", " + "), use, forms))
-    return _markdown(("name", "mechanism", "paper", "family", "place or use", "exact forms"), rows, left=6)
+    return markdown(("name", "mechanism", "paper", "family", "place or use", "exact forms"), rows, left=6)
 
 
 def _catalogue(root: Path) -> str:
@@ -274,7 +284,7 @@ def _catalogue(root: Path) -> str:
             for name in _CATALOGUE_TARGETS:
                 result = row["targets"].get(name, {})
                 cells.append(_NOTHING if result.get("tax") is None else f"{100 * result['tax']:+.0f} %")
-                cells.append(_cell(str(result.get("verdict", _NOTHING))))
+                cells.append(cell(str(result.get("verdict", _NOTHING))))
             rows.append((*cells, _accuracies(row.get("accuracy"))))
         cpu, settings = value["environment"]["cpu"], value["settings"]
     except (KeyError, TypeError) as exc:
@@ -287,9 +297,9 @@ def _catalogue(root: Path) -> str:
     header.append("digits: float, PTQ, QAT")
     bare = _accuracies(value.get("bare_accuracy"))
     return (
-        _markdown(tuple(header), rows, left=1)
+        markdown(tuple(header), rows, left=1)
         + f"\n\nTax in MobileNetV2 {settings['network_width']} at {settings['network_size']} pixels, "
-        f"{settings['threads']} thread, on {_cell(str(cpu['model']))} ({', '.join(cpu['instruction_sets'])}). "
+        f"{settings['threads']} thread, on {cell(str(cpu['model']))} ({', '.join(cpu['instruction_sets'])}). "
         "SQNR is that of exact integer arithmetic. Digits: top-1 in per cent on 359 handwritten digits, every "
         f"network trained for a few epochs from the same weights; without attention: {bare}."
     )
@@ -313,7 +323,7 @@ def _recipes(root: Path) -> str:
     for path in sorted((root / "recipes").glob("*.yaml")):
         value = yaml.safe_load(path.read_text(encoding="utf-8"))
         rows.append((f"[{path.stem}](recipes/{path.name})", str(value.get("description", ""))))
-    return _markdown(("recipe", "what it does"), rows, left=2)
+    return markdown(("recipe", "what it does"), rows, left=2)
 
 
 def _commands(root: Path) -> str:
@@ -324,7 +334,7 @@ def _commands(root: Path) -> str:
         for command in app.registered_commands
         if command.callback is not None and not command.hidden
     ]
-    return _markdown(("command", "does"), rows, left=2)
+    return markdown(("command", "does"), rows, left=2)
 
 
 GENERATORS: dict[str, Callable[[Path], str]] = {
@@ -332,6 +342,7 @@ GENERATORS: dict[str, Callable[[Path], str]] = {
     "attentions": _attentions,
     "catalogue": _catalogue,
     "commands": _commands,
+    "ladder": _ladder,
     "parity": _parity,
     "quickstart": _quickstart,
     "recipes": _recipes,
@@ -348,16 +359,6 @@ def _saved_reports(root: Path) -> list[Report]:
     return [load_report(path) for path in sorted((root / "recipes" / "reports").glob("*.json"))]
 
 
-def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]], *, left: int) -> str:
-    rule = ("---" if index < left else "---:" for index in range(len(header)))
-    lines = [header, tuple(rule), *(tuple(_cell(cell) for cell in row) for row in rows)]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-def _cell(text: str) -> str:
-    return plain_text(text).replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
-
-
 def _processor(cpu: Mapping[str, Any]) -> str:
     """Name a processor and its generation, with the instructions that decide how fast and how exact INT8 is on x86."""
     known = cpu.get("instruction_sets") or []
@@ -367,7 +368,7 @@ def _processor(cpu: Mapping[str, Any]) -> str:
     cores = cpu.get("usable_cores")
     generation = cpu.get("generation")
     name = f"{cpu.get('model')} ({generation})" if generation else str(cpu.get("model"))
-    parts = [_cell(name), vector, f"{cores} cores usable" if cores else ""]
+    parts = [cell(name), vector, f"{cores} cores usable" if cores else ""]
     return ", ".join(part for part in parts if part)
 
 
@@ -375,7 +376,7 @@ def _machine(report: Report) -> str:
     cpu = report.environment.get("cpu")
     gpus = report.environment.get("gpus")
     parts = [_processor(cpu) if isinstance(cpu, dict) else "a machine that was not recorded"]
-    parts += [_cell(str(gpu)) for gpu in gpus] if isinstance(gpus, list) else []
+    parts += [cell(str(gpu)) for gpu in gpus] if isinstance(gpus, list) else []
     return ", ".join(part for part in parts if part)
 
 

@@ -17,6 +17,7 @@ from edgeattn import report_plots
 from edgeattn.errors import MissingExtraError
 from edgeattn.report import device_text
 from edgeattn.report_coverage import coverage_rows
+from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 
 if TYPE_CHECKING:
     from edgeattn.report import LatencyResult, Report, TargetResult
@@ -78,6 +79,7 @@ def render_html(report: Report) -> str:
         _targets(report),
         _plots(report),
         _latency(report),
+        _ladder(report),
         _sensitivity(report),
         _coverage(report),
         _training(report),
@@ -218,6 +220,15 @@ def _latency(report: Report) -> str:
     header = ("target", "precision", "p50 ms", "p90 ms", "p99 ms", "runs", "threads", "batch")
     caption = "After warm-up, input in memory; an absolute time holds for the machine below only."
     return _section("Latency", _table(caption, header, rows, left=2))
+
+
+def _ladder(report: Report) -> str:
+    rows = [tuple(_text(cell) for cell in row) for row in ladder_rows(report)]
+    return (
+        _section("Quantization, step by step", _table(f"{LADDER_SAYS}.", LADDER_HEADER, rows, left=1))
+        if rows
+        else ""
+    )
 
 
 def _sensitivity(report: Report) -> str:

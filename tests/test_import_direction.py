@@ -36,7 +36,12 @@ LAYERS = (
     "kit",
     "cli",
 )
-TOP = {"__init__", "__main__", "readme"}  # these gather what is below, as the command line does
+TOP = {
+    "__init__",
+    "__main__",
+    "readme",
+    "readme_tables",
+}  # these gather what is below, as the command line does
 
 FILES = sorted(PACKAGE.rglob("*.py"))
 

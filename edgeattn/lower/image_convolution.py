@@ -14,8 +14,9 @@ import dataclasses
 import numpy as np
 from onnx import NodeProto, helper
 
+from edgeattn.export.canonical import zero_pads
 from edgeattn.lower.base import EveryGraph
-from edgeattn.onnx_graph import Array, Graph, attribute
+from edgeattn.onnx_graph import Array, Graph
 
 __all__ = ["ImageConvolution"]
 
@@ -47,16 +48,16 @@ class _Prefix:
     total: NodeProto
     factor: Array
     shift: Array
-    sides: tuple[int, int, int, int]
+    sides: list[int]
 
 
 def _prefix(graph: Graph) -> _Prefix | None:
     if len(graph.inputs) != 1:
         return None
-    name, sides, nodes = graph.input_names[0], (0, 0, 0, 0), list[NodeProto]()
+    name, sides, nodes = graph.input_names[0], [0, 0, 0, 0], list[NodeProto]()
     node = graph.only_consumer(name)
     if node is not None and node.op_type == "Pad":
-        found = _zero_sides(graph, node)
+        found = zero_pads(graph, node)
         if found is None:
             return None
         sides, name = found, node.output[0]
@@ -79,18 +80,6 @@ def _prefix(graph: Graph) -> _Prefix | None:
     return _Prefix(tuple(nodes), nodes[-1], factor, shift, sides)
 
 
-def _zero_sides(graph: Graph, pad: NodeProto) -> tuple[int, int, int, int] | None:
-    """Return what a pad of a map by zeros adds; None for any other pad."""
-    amounts = graph.constant(pad.input[1])
-    value = graph.scalar(pad.input[2]) if len(pad.input) > 2 and pad.input[2] else 0.0
-    if attribute(pad, "mode", "constant") != "constant" or value != 0.0 or len(pad.input) > 3:
-        return None
-    if amounts is None or amounts.size != 8 or amounts.min() < 0 or amounts[[0, 1, 4, 5]].any():
-        return None
-    top, left, bottom, right = (int(amounts[index]) for index in (2, 3, 6, 7))
-    return top, left, bottom, right
-
-
 def _rewrite(graph: Graph, found: _Prefix) -> None:
     result, channels = found.total.output[0], len(found.factor)
     weight, bias = (graph.fresh_name(f"{result}.{part}") for part in ("factor", "shift"))
@@ -103,7 +92,7 @@ def _rewrite(graph: Graph, found: _Prefix) -> None:
         result,
         group=channels,
         kernel_shape=[1, 1],
-        pads=list(found.sides),
+        pads=found.sides,
     )
     graph.nodes.insert(0, convolution)
     graph.reindex()

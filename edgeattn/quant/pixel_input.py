@@ -6,9 +6,10 @@ So the steps go into its weights: in front of it the graph goes back to pixels,
 
     t = clip(x * factor + shift, -128 * step, 127 * step),    t = (pixel - 128) * step,
 
-the weights are divided by `factor`, and the bias takes what `shift` adds to the sum. The quantization of t then loses
-nothing, in both profiles: its scale is a power of two, and the zero point of profile s8 is 0. Where the convolution pads,
-it would pad with pixel 128: a pad of the image by zeros, which `shift` moves to what they stand for, does it instead.
+the weights are divided by `factor`, and the bias takes what `shift` adds to the sum. The quantization of a pixel then
+loses nothing, in both profiles: its scale is a power of two, and the zero point of profile s8 is 0. Where the convolution pads,
+it would pad with pixel 128: a pad of the image by zeros, which `shift` moves to what they stand for, does it instead. Those
+zeros alone may lie between two pixels, and round by up to half a step.
 
 The image is the tensor whose quantization costs a mobile network most: on ImageNet's MobileNetV2 it alone left 38 dB, on
 power-of-two grids 31.

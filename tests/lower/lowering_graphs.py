@@ -114,3 +114,17 @@ def lower(model: onnx.ModelProto, *passes: LoweringPass) -> tuple[onnx.ModelProt
     lowered = graph.to_model()
     onnx.checker.check_model(lowered, full_check=True)
     return lowered, changed
+
+
+def branch_model(
+    scale: float = 0.25, zero_point: int = 120, *, result: float | None = None
+) -> onnx.ModelProto:
+    """A residual sum in steps of twice `scale`, whose branch comes straight out of a convolution."""
+    rng, b = np.random.default_rng(7), Builder()
+    source = b.pair("x", scale, 128)
+    weight = b.weight(rng.integers(-127, 128, (3, 3, 1, 1)), np.full(3, 2.0**-7, np.float32))
+    bias = b.constant((rng.integers(-500, 500, 3) * scale * 2.0**-7).astype(np.float32))
+    branch = b.pair(b.add("Conv", source, weight, bias), scale, zero_point)
+    return b.model(
+        {"x": (1, 3, 16, 16)}, b.pair(b.add("Add", source, branch), result or 2 * scale, zero_point)
+    )

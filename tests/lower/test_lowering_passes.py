@@ -12,7 +12,7 @@ import onnx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from lowering_graphs import Builder, lower, operators, operators_after_optimization, run
+from lowering_graphs import Builder, branch_model, lower, operators, operators_after_optimization, run
 
 from edgeattn.lower.base import LoweringPass
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
@@ -23,7 +23,6 @@ from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.passes import PASSES
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
-from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.widen_gates import WidenGates
 
@@ -294,29 +293,6 @@ def test_a_float_graph_is_left_alone(item: LoweringPass) -> None:
     assert lower(b.model({"x": (1, 3, 4, 6)}, b.add("Mul", "x", scaled)), item)[1] == []
 
 
-def branch_model(
-    scale: float = 0.25, zero_point: int = 120, *, result: float | None = None
-) -> onnx.ModelProto:
-    """A residual sum in steps of twice `scale`, whose branch comes straight out of a convolution."""
-    rng, b = np.random.default_rng(7), Builder()
-    source = b.pair("x", scale, 128)
-    weight = b.weight(rng.integers(-127, 128, (3, 3, 1, 1)), np.full(3, 2.0**-7, np.float32))
-    bias = b.constant((rng.integers(-500, 500, 3) * scale * 2.0**-7).astype(np.float32))
-    branch = b.pair(b.add("Conv", source, weight, bias), scale, zero_point)
-    return b.model(
-        {"x": (1, 3, 16, 16)}, b.pair(b.add("Add", source, branch), result or 2 * scale, zero_point)
-    )
-
-
-def test_an_identity_is_put_before_the_rounding_of_residual_branches() -> None:
-    model = branch_model()
-    lowered, changed = lower(model, RoundBranches())
-    assert changed == ["round-branches"]
-    assert "LeakyRelu" in operators(lowered)
-    feeds = {"x": 30 * noise(1, 1, 3, 16, 16)}
-    np.testing.assert_array_equal(run(lowered, feeds), run(model, feeds))
-
-
 def concat_model() -> onnx.ModelProto:
     """Two convolutions whose joined results a batch norm scales, as behind the halves of `scconv`."""
     rng, b = np.random.default_rng(3), Builder()
@@ -353,49 +329,6 @@ def test_openvino_compiles_scaled_concatenations_with_the_pass_and_crashes_witho
         command = [sys.executable, "-c", _COMPILE, str(path)]
         codes.append(subprocess.run(command, capture_output=True, check=False, timeout=120).returncode)
     assert codes == [0, -signal.SIGSEGV]
-
-
-def vector_model(outputs: int = 8) -> onnx.ModelProto:
-    """The sum of two layers over pooled vectors, rectified by their grids, as in the gate of CBAM."""
-    rng, b = np.random.default_rng(11), Builder()
-    branches = []
-    for name in ("x", "y"):
-        source = b.pair(name, 0.0165, 0)
-        weight = b.weight(rng.integers(-127, 128, (outputs, 16, 1, 1)), np.full(outputs, 0.0011, np.float32))
-        bias = b.constant(rng.uniform(0, 2, outputs).astype(np.float32))
-        branches.append(b.pair(b.add("Conv", source, weight, bias), 0.0213 + 0.001 * len(branches), 0))
-    total = b.pair(b.add("Add", *branches), 0.0437, 0)
-    return b.model({"x": (1, 16, 1, 1), "y": (1, 16, 1, 1)}, total)
-
-
-def test_openvino_rounds_both_branches_of_a_sum_of_vectors_with_the_pass_only() -> None:
-    """Should the second half fail, OpenVINO rounds them by itself, and the pass need not look at vectors."""
-    ov = pytest.importorskip("openvino", reason="openvino is not installed")
-    model = vector_model()
-    others = tuple(item for item in PASSES["openvino-cpu"] if item.name != "round-branches")
-    steps = {}
-    for name, passes in (("with", PASSES["openvino-cpu"]), ("without", others)):
-        lowered, _ = lower(model, *passes)
-        # What OpenVINO folds at compilation is not at stake: integers in, integers out.
-        compiled = ov.Core().compile_model(
-            ov.Core().read_model(lowered.SerializeToString()), "CPU", {"INFERENCE_PRECISION_HINT": "f32"}
-        )
-        steps[name] = 0
-        for seed in range(40):
-            feeds = {
-                key: (np.random.default_rng([seed, index]).integers(0, 256, (1, 16, 1, 1)) * 0.0165).astype(
-                    np.float32
-                )
-                for index, key in enumerate(("x", "y"))
-            }
-            got = next(iter(compiled(feeds).values()))
-            steps[name] += int(np.count_nonzero(np.abs(got - run(model, feeds)) > 1e-3))
-    assert steps["with"] == 0
-    assert steps["without"] > 0
-
-
-def test_branches_on_other_grids_are_left_alone() -> None:
-    assert lower(branch_model(scale=0.3), RoundBranches())[1] == []
 
 
 def test_sums_on_exact_grids_are_added_in_float(tmp_path: Path) -> None:
