@@ -19,7 +19,7 @@ from torch import nn
 
 from edgeattn.attention.base import Attention, EdgeForm
 from edgeattn.attention.channels_last import gate_map, mean_over
-from edgeattn.attention.layers import StackedConv, make_average
+from edgeattn.attention.layers import MeanConv, StackedConv, make_average
 from edgeattn.errors import RecipeError
 
 __all__ = ["CoordinateAttention"]
@@ -77,6 +77,8 @@ class CoordinateAttention(Attention):
             return _TwoBranchCoord(self, height, width, form)
         if form.startswith("joint"):
             return _JointCoord(self, height, width, form)
+        if form.startswith("squeezed"):
+            return _SqueezedCoord(self, height, width, form)
         return _ConcatCoord(self, height, width, form)
 
 
@@ -85,9 +87,14 @@ class _CoordLayers(EdgeForm):
 
     def __init__(self, source: CoordinateAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
-        pooled = not form.endswith("_mean")
-        self.pool_h = make_average(pooled, None, width)
-        self.pool_w = make_average(pooled, height, None)
+        if form.endswith("_conv"):
+            squeezed, like = source.conv1.out_channels, source.conv1.weight
+            self.pool_h: nn.Module = MeanConv(squeezed, None, width, like)
+            self.pool_w: nn.Module = MeanConv(squeezed, height, None, like)
+        else:
+            pooled = not form.endswith("_mean")
+            self.pool_h = make_average(pooled, None, width)
+            self.pool_w = make_average(pooled, height, None)
         self.conv1 = source.conv1
         self.bn1 = source.bn1
         self.act = source.act
@@ -114,6 +121,10 @@ class _CoordEdge(_CoordLayers):
         columns = joined.narrow(2, self.height, self.width)
         return rows, columns.reshape(-1, channels, 1, self.width)
 
+    def _joined_norm(self, rows: torch.Tensor, columns: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        # Statistics are those of both maps together, as in the float form.
+        return self._part(self.bn1(self._join(rows, columns)), self.bn1.num_features)
+
     def _gate(self, x: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor) -> torch.Tensor:
         gate_h: torch.Tensor = self.sigmoid_h(self.conv2(rows))
         gate_w: torch.Tensor = self.sigmoid_w(self.conv3(columns))
@@ -132,9 +143,28 @@ class _TwoBranchCoord(_CoordEdge):
         rows = self.conv1(self.pool_h(x))  # (N, M, H, 1)
         columns = self.conv1(self.pool_w(x))  # (N, M, 1, W)
         if self.bn1.training:
-            rows, columns = self._part(self.bn1(self._join(rows, columns)), self.bn1.num_features)
+            rows, columns = self._joined_norm(rows, columns)
         else:
             rows, columns = self.bn1(rows), self.bn1(columns)
+        return self._gate(x, self.act(rows), self.act(columns))
+
+
+class _SqueezedCoord(_CoordEdge):
+    """The squeeze runs on the map, before the means: a mean and a 1x1 convolution change places.
+
+    The map is read once instead of twice, the means are of M channels instead of C, and there is one kernel
+    less. With means as depthwise convolutions h-swish is computed in their kernels. The batch norm is affine and
+    changes places as well, while it takes no statistics.
+    """
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self.check_size(x)
+        squeezed = self.conv1(x)  # (N, M, H, W)
+        if self.bn1.training:
+            rows, columns = self._joined_norm(self.pool_h(squeezed), self.pool_w(squeezed))
+        else:
+            squeezed = self.bn1(squeezed)
+            rows, columns = self.pool_h(squeezed), self.pool_w(squeezed)
         return self._gate(x, self.act(rows), self.act(columns))
 
 

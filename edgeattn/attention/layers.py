@@ -21,6 +21,7 @@ __all__ = [
     "EcaBandedConv",
     "Max",
     "Mean",
+    "MeanConv",
     "StackedConv",
     "TransposedConvBn",
     "check_kernel_size",
@@ -256,6 +257,27 @@ class StackedConv(DerivedConv2d):
         """Return both biases, shape (2C,)."""
         first, second = (source.bias for source in self._sources)
         return None if first is None or second is None else torch.cat([first, second])
+
+
+class MeanConv(DerivedConv2d):
+    """The mean over all rows, or all columns, as a depthwise convolution; (N, C, H, W) -> (N, C, 1, W) or (N, C, H, 1).
+
+    A convolution computes an activation function behind it in the same kernel, which a pool does not.
+    """
+
+    weight: torch.Tensor
+
+    def __init__(self, channels: int, height: int | None, width: int | None, like: torch.Tensor) -> None:
+        super().__init__()
+        self.groups = channels
+        rows, columns = height or 1, width or 1
+        weight = torch.empty((channels, 1, rows, columns)).to(like)
+        weight.fill_(1.0 / (rows * columns))
+        self.register_buffer("weight", weight, persistent=False)
+
+    def derived_weight(self) -> torch.Tensor:
+        """Return the constant weight."""
+        return self.weight
 
 
 class ChannelMeanConv(DerivedConv2d):

@@ -52,6 +52,8 @@ ENTRIES: tuple[AttentionInfo, ...] = (
             "concat_reshape_mean",
             "joint_pool",
             "joint_mean",
+            "squeezed_pool",
+            "squeezed_conv",
         ),
         default_form="two_branch_pool",
         reads_size=True,

@@ -21,7 +21,7 @@ DEFAULT_GATE_POLICY: Literal["int8", "fixed", "float"] = "int8"
 _CPU = MappingProxyType(
     {
         "eca": "banded_conv",
-        "coord": "two_branch_pool",
+        "coord": "squeezed_conv",
         "triplet": "short_axis_pool",
         "se": "pool_conv",
         "cbam": "short_axis_pool",

@@ -4,6 +4,8 @@ The engine is OpenVINO's intermediate representation: an ``.xml`` file, and its 
 beside it that is hashed too. What is not INT8 runs in the precision asked for, float32 unless told
 otherwise: left to itself, OpenVINO takes bfloat16 where the processor has it, and parity is lost.
 
+Which kernel each convolution of an INT8 engine runs in is chosen by timing, see `edgeattn.targets._openvino_kernels`.
+
 On ARM64 its low-precision transformations are off, for the reason that `edgeattn.targets.arm64` gives.
 """
 
@@ -22,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from edgeattn.artifact import OnnxArtifact, sha256_of_file
+from edgeattn.artifact import OnnxArtifact, sha256_of_file, write_bytes
 from edgeattn.errors import ArtifactError, ModelError, RecipeError, TargetUnavailable
 from edgeattn.targets._common import (
     RuntimeTarget,
@@ -33,6 +35,7 @@ from edgeattn.targets._common import (
     install_command,
     one_line,
 )
+from edgeattn.targets._openvino_kernels import KernelChoice, choose_kernels, with_priorities
 from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Outputs, Session, TimingPlan
 from edgeattn.targets.executed import ExecutedLayer, openvino_layers
 
@@ -62,6 +65,8 @@ class OpenVinoCpu(RuntimeTarget):
             recorded in the session's properties.
         low_precision: Whether OpenVINO runs its low-precision transformations, without which nothing is computed in
             INT8; None lets it, except on ARM64.
+        timed_kernels: Whether the kernels of INT8 engines are chosen by timing, which takes about as long as compiling
+            the engine six times; otherwise each layer runs in OpenVINO's first choice.
 
     Raises:
         RecipeError: If the precision is none of those.
@@ -78,6 +83,7 @@ class OpenVinoCpu(RuntimeTarget):
         inference_precision: str = "f32",
         cpu_pinning: bool | None = None,
         low_precision: bool | None = None,
+        timed_kernels: bool = True,
     ) -> None:
         if inference_precision not in _PRECISIONS:
             raise RecipeError(
@@ -87,6 +93,7 @@ class OpenVinoCpu(RuntimeTarget):
         self._cpu_pinning = cpu_pinning
         is_arm = platform.machine() in ("aarch64", "arm64")
         self._low_precision = not is_arm if low_precision is None else low_precision
+        self._timed_kernels = timed_kernels and platform.machine() in ("x86_64", "AMD64")
 
     def probe(self) -> Availability:
         """Say whether OpenVINO loads here and has its CPU plugin."""
@@ -120,12 +127,18 @@ class OpenVinoCpu(RuntimeTarget):
         with _mapped(f"OpenVINO cannot read {artifact.path.name}"):
             model = core.read_model(str(artifact.path))
         weights = _save_model(openvino, model, path)
-        compiled = self._compile(core, path, threads=1)
+        kernels: dict[str, Any] = {}
+        if self._timed_kernels and artifact.profile != "fp32":
+            choice, compiled = self._choose_kernels(openvino, core, path)
+            kernels["timed_kernels"] = choice.details()
+        else:
+            compiled = self._compile(core, path, threads=1)
         details = {
             "runtime": f"openvino {_version(openvino)}",
             "inference_precision": self._inference_precision,
             "low_precision": self._low_precision,
             "side_files": {weights.name: sha256_of_file(weights)},
+            **kernels,
             **_graph_details(compiled),
         }
         return self._engine(artifact, path, details)
@@ -170,7 +183,25 @@ class OpenVinoCpu(RuntimeTarget):
         finally:
             session.close()
 
+    def _choose_kernels(self, openvino: ModuleType, core: Any, path: Path) -> tuple[KernelChoice, Any]:
+        """Choose the kernels of the engine at `path`, write them into its file, and compile it."""
+        text = path.read_text(encoding="utf-8")
+        weights = openvino.Tensor(np.fromfile(path.with_suffix(".bin"), dtype=np.uint8))
+
+        def compile_text(variant: str) -> Any:
+            with _mapped(f"OpenVINO cannot compile {path.name}"):
+                model = core.read_model(model=variant, weights=weights)
+            return self._compile_model(core, model, path.name, 1, PERF_COUNT="YES")
+
+        choice, compiled = choose_kernels(text, compile_text)
+        if choice.layers:
+            write_bytes(path, with_priorities(text, choice.layers).encode())
+        return choice, compiled
+
     def _compile(self, core: Any, path: Path, threads: int, **more: str) -> Any:
+        return self._compile_model(core, str(path), path.name, threads, **more)
+
+    def _compile_model(self, core: Any, model: Any, name: str, threads: int, **more: str) -> Any:
         config = {
             "INFERENCE_PRECISION_HINT": self._inference_precision,
             "PERFORMANCE_HINT": "LATENCY",
@@ -182,8 +213,8 @@ class OpenVinoCpu(RuntimeTarget):
             config["ENABLE_CPU_PINNING"] = "YES" if self._cpu_pinning else "NO"
         if not self._low_precision:
             config["LP_TRANSFORMS_MODE"] = "NO"
-        with _mapped(f"OpenVINO cannot compile {path.name}"):
-            return core.compile_model(str(path), "CPU", config)
+        with _mapped(f"OpenVINO cannot compile {name}"):
+            return core.compile_model(model, "CPU", config)
 
 
 class _OpenVinoSession:
