@@ -67,6 +67,10 @@ class Block(BaseModel):
     identity_start: Annotated[
         bool, Field(description="Start gates as the identity: for networks with trained weights.")
     ] = False
+    edge_forms: Annotated[
+        dict[_Name, str],
+        Field(description="Attention -> the exact form that is quantized; the target's otherwise."),
+    ] = {}
     images: Annotated[Images | None, Field(description="null: the recipe's own data.root.")] = None
     minutes: Annotated[
         float, Field(gt=0, le=100_000, description="Of one cell on one core, roughly: for the order.")
@@ -203,6 +207,8 @@ def changes_of(cell: Cell, root: Path | None = None) -> list[str]:
     attention: dict[str, object] = {"kind": cell.attention}
     if cell.attention != BARE and cell.block.identity_start:
         attention["identity_start"] = True
+    if cell.attention in cell.block.edge_forms:
+        attention["edge_form"] = cell.block.edge_forms[cell.attention]
     changes = {
         "attention": attention,
         "train.seed": cell.seed,

@@ -97,7 +97,10 @@ def choose_kernels(text: str, compile_model: Callable[[str], Any]) -> tuple[Kern
         return KernelChoice({}, reason=f"fewer than {_LEAST_CONVOLUTIONS} convolutions"), compile_model(text)
     texts = {_FIRST: text} | {name: with_priorities(text, dict.fromkeys(names, name)) for name in _FAMILIES}
     with ThreadPoolExecutor(len(texts)) as pool:
-        engines = dict(zip(texts, pool.map(compile_model, texts.values()), strict=True))
+        compiling = {name: pool.submit(compile_model, value) for name, value in texts.items()}
+    engines = {_FIRST: compiling.pop(_FIRST).result()}
+    # A kernel that cannot take a layer after all is no reason to have no engine.
+    engines |= {name: future.result() for name, future in compiling.items() if future.exception() is None}
     plain = engines[_FIRST]
     layers = _fastest(_layer_times(engines), names)
     if not layers:
@@ -123,7 +126,11 @@ def _fastest(times_us: Mapping[str, Mapping[str, float]], names: list[str]) -> d
     for name in names:
         if name not in first:
             continue  # It became part of another layer, or was renamed.
-        others = {family: times_us[family].get(name, float("inf")) for family in _FAMILIES}
+        others = {
+            family: times[name] for family, times in times_us.items() if family != _FIRST and name in times
+        }
+        if not others:
+            continue
         family = min(others, key=others.__getitem__)
         gain_us = first[name] - others[family]
         if gain_us >= max(_LEAST_GAIN_US, _LEAST_GAIN * first[name]):

@@ -93,7 +93,7 @@ def test_every_cell_of_the_project_is_a_valid_recipe() -> None:
 
 @pytest.mark.parametrize("attention", ["none", "se", "eca", "coord", "triplet"])
 def test_seed_0_of_the_pretrained_network_is_the_recipe_of_the_project(attention: str) -> None:
-    """But for PTQ's tuning and rounding, which QAT leaves out anyway, and for the grids, the order and the image that studies keep to."""
+    """But for PTQ's tuning and rounding, which QAT leaves out, and for grids, order, image and forms that studies keep to."""
     block = next(b for b in load_plan(PLAN).blocks if b.key == ("sign-digits", "mobilenetv2-1.0-96"))
     ours = compose(Cell(block, attention, 0), PLAN, "qat")
     changes = [
@@ -105,10 +105,24 @@ def test_seed_0_of_the_pretrained_network_is_the_recipe_of_the_project(attention
         "quant.ptq.pixels=false",
         "quant.ptq.padded_grids=false",
     ]
+    changes += [f"attention.edge_form={form}" for kind, form in block.edge_forms.items() if kind == attention]
     theirs = load_recipe(RECIPES / f"sign_digits_mobilenetv2_{attention}.yaml", changes)
     for part in ("model", "attention", "data", "train", "quant"):
         assert getattr(ours, part) == getattr(theirs, part), part
     assert ours.calibration.resolve() == theirs.calibration.resolve()
+
+
+def test_a_block_names_the_form_of_an_attention_and_its_results_tell_forms_apart() -> None:
+    block = load_plan(PLAN).blocks[0]
+    named, free = (block.model_copy(update={"edge_forms": forms}) for forms in ({"coord": "joint_mean"}, {}))
+    assert compose(Cell(named, "coord", 0), PLAN, "ptq").attention.edge_form == "joint_mean"
+    assert compose(Cell(named, "eca", 0), PLAN, "ptq").attention.edge_form is None
+    prints = {fingerprint(Cell(b, "coord", 0), PLAN, {}) for b in (named, free, block)}
+    assert len(prints) == 3
+    with pytest.raises(RecipeError, match="no edge form 'joint_men'"):
+        compose(
+            Cell(block.model_copy(update={"edge_forms": {"coord": "joint_men"}}), "coord", 0), PLAN, "ptq"
+        )
 
 
 def test_attentions_of_a_block_stay_together_and_cheap_networks_come_first() -> None:
