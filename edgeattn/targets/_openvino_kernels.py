@@ -217,6 +217,8 @@ def _feeds(model: Any, seed: int) -> list[NDArray[Any]]:
     generator = np.random.default_rng(seed)
     feeds = []
     for port in model.inputs:
+        dtype = np.dtype(port.element_type.to_dtype())
         values = generator.standard_normal(tuple(port.shape)) * (0.5 + seed)
-        feeds.append(values.astype(port.element_type.to_dtype()))
+        # Whole numbers may be places in a table, of which the first exists.
+        feeds.append(values.astype(dtype) if dtype.kind == "f" else np.zeros(values.shape, dtype))
     return feeds
