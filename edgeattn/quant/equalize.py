@@ -55,6 +55,12 @@ class ChannelGroup:
         """Whether scaling costs the weights no precision: all readers are depthwise."""
         return all(depthwise for _, depthwise in self.readers)
 
+    @property
+    def constants(self) -> frozenset[str]:
+        """All weights and biases that scaling changes."""
+        names = {name for writer in self.writers for name in writer} | {name for name, _ in self.readers}
+        return frozenset(names - {""})
+
 
 def find_groups(graph: Graph) -> list[ChannelGroup]:
     """Return the groups of tensors whose channels can be scaled without changing the function."""

@@ -108,8 +108,7 @@ def power_of_two_activations(
     exact = set(graph.input_names)
     for group in find_groups(graph):
         own = [name for name in group.tensors if name in activations and name not in followers]
-        layers = (*group.writers, *group.readers)
-        if not own or any(constant in fixed for layer in layers for constant in layer):
+        if not own or group.constants & fixed:
             continue
         factor = _common_factor([activations[name].params("u8").scale for name in own])
         channels = len(graph.constants[group.writers[0][0]])

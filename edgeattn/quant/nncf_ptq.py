@@ -54,7 +54,11 @@ def quiet_nncf() -> Iterator[None]:
 
 
 def quantize_with_nncf(
-    model: ModelProto, images: Sequence[NDArray[np.float32]], *, bias_correction: bool = True
+    model: ModelProto,
+    images: Sequence[NDArray[np.float32]],
+    *,
+    bias_correction: bool = True,
+    fixed: frozenset[str] = frozenset(),
 ) -> NncfDecisions:
     """Run ``nncf.quantize`` with asymmetric activations.
 
@@ -62,6 +66,7 @@ def quantize_with_nncf(
         model: Canonical fp32 graph with one input; not changed.
         images: Arrays (1, C, H, W); all are used.
         bias_correction: Whether to run NNCF's fast bias correction.
+        fixed: Weights and biases that no scaling of channels may change.
 
     Raises:
         MissingExtraError: If NNCF is not installed.
@@ -81,10 +86,10 @@ def quantize_with_nncf(
                 disable_bias_correction=not bias_correction
             ),
         )
-    return _decisions(Graph(model), Graph(quantized), corrected=bias_correction)
+    return _decisions(Graph(model), Graph(quantized), fixed, corrected=bias_correction)
 
 
-def _decisions(graph: Graph, quantized: Graph, *, corrected: bool) -> NncfDecisions:
+def _decisions(graph: Graph, quantized: Graph, fixed: frozenset[str], *, corrected: bool) -> NncfDecisions:
     ranges: dict[str, tuple[float, float]] = {}
     scales: dict[str, list[float]] = {}
     factors: dict[str, NDArray[np.float64]] = {}
@@ -95,7 +100,7 @@ def _decisions(graph: Graph, quantized: Graph, *, corrected: bool) -> NncfDecisi
             continue
         low, high = _bounds(quantized, node.input[1], node.input[2])
         group = group_of.get(tensor)
-        if low.size > 1 and group is not None and group.is_free:
+        if low.size > 1 and group is not None and group.is_free and not group.constants & fixed:
             factor = _relative(np.maximum(-low, high))
             scales[group.name] = factor.tolist()
             factors |= {bias: factor for _, bias in group.writers if bias}

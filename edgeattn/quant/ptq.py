@@ -123,7 +123,7 @@ def make_plan(
         plan = _climb(ladder, meter, "NNCF", plan, changed, start)
     if config.equalization and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
-        scales = _equalizing_scales(graph, images)
+        scales = _equalizing_scales(graph, images, fixed)
         if scales:
             scaled = Graph(model)
             apply_channel_scales(scaled, scales)
@@ -315,9 +315,9 @@ def _is_enough(step: LadderStep, config: PtqConfig) -> bool:
     )
 
 
-def _equalizing_scales(graph: Graph, images: Images) -> dict[str, list[float]]:
-    """Return the scales of every group of tensors whose equalization costs the weights nothing."""
-    groups = [group for group in find_groups(graph) if group.is_free]
+def _equalizing_scales(graph: Graph, images: Images, fixed: frozenset[str]) -> dict[str, list[float]]:
+    """Return the scales of every group of tensors whose equalization costs the weights nothing, and changes none of `fixed`."""
+    groups = [group for group in find_groups(graph) if group.is_free and not group.constants & fixed]
     if not groups:
         return {}
     extent = collect_channel_extent(graph.to_model(), [group.tensors[-1] for group in groups], images)
@@ -333,7 +333,7 @@ def _with_nncf(
     fixed: frozenset[str],
 ) -> QuantPlan:
     """Return the plan with what NNCF decides; tensors that it leaves in float keep their ranges."""
-    decisions = quantize_with_nncf(model, images, bias_correction=config.bias_correction)
+    decisions = quantize_with_nncf(model, images, bias_correction=config.bias_correction, fixed=fixed)
     adjusted = Graph(model)
     apply_channel_scales(adjusted, decisions.channel_scales)
     shift = {name: value for name, value in decisions.bias_shift.items() if name not in fixed}
