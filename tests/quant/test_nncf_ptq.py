@@ -69,6 +69,23 @@ def test_channels_with_ranges_of_their_own_become_scaled_channels() -> None:
     np.testing.assert_allclose(high * scales / 255, steps, rtol=1e-5)
 
 
+@pytest.mark.parametrize("constant", ["expand.weight", "depthwise.weight"])
+def test_no_step_scales_channels_of_a_layer_whose_weight_is_fixed(constant: str) -> None:
+    """A module that computes its weight could not be given another one."""
+    model, images, fixed = inverted_residual(), pictures(16), frozenset([constant])
+    decisions = quantize_with_nncf(model, images, fixed=fixed)
+    assert decisions.channel_scales == {}
+    low, high = decisions.ranges["expand_act"]
+    assert np.shape(low) == np.shape(high) == ()
+    config = PtqConfig(range_estimator="minmax", nncf=False, importance=False, tuning_steps=0, rounding=False)
+    steps = {
+        free: [step.step for step in make_plan(model, images, config, fixed=fixed_ones).ladder]
+        for free, fixed_ones in ((True, frozenset[str]()), (False, fixed))
+    }
+    assert "channel equalization" in steps[True]
+    assert "channel equalization" not in steps[False]
+
+
 def test_nncf_prints_nothing(capfd: pytest.CaptureFixture[str]) -> None:
     quantize_with_nncf(inverted_residual(), pictures(4))
     assert capfd.readouterr().out == ""
