@@ -148,7 +148,7 @@ def _edge_form(recipe: Recipe) -> str:
         return "the network"
     if recipe.tune is not None and recipe.attention.edge_form is None:
         return "the fastest edge form"
-    form = recipe.attention.edge_form or preferred_forms(recipe.targets[0])[recipe.attention.kind]
+    form = recipe.attention.edge_form or preferred_forms(*recipe.targets)[recipe.attention.kind]
     return f"edge form {form}"
 
 

@@ -101,6 +101,10 @@ class StudyPlan(BaseModel):
         keys = [block.key for block in self.blocks]
         if len(set(keys)) != len(keys) or len(set(self.attentions)) != len(self.attentions):
             raise ValueError("blocks of one data and network, or attentions, are named twice")
+        for kind in {name for block in self.blocks for name in block.edge_forms} - set(self.attentions):
+            raise ValueError(
+                f"edge_forms names {kind!r}, which is not among the plan's attentions: {', '.join(self.attentions)}"
+            )
         return self
 
 

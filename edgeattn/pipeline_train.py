@@ -132,7 +132,7 @@ class _Preparation:
         self.training += stage.training
         # The plan belongs to one form: the first target decides which is the fastest.
         tuning = self._tune()
-        form = tuning.forms if tuning else recipe.attention.edge_form or preferred_forms(recipe.targets[0])
+        form = tuning.forms if tuning else recipe.attention.edge_form or preferred_forms(*recipe.targets)
         # Training needs the float form's own Parameters; without it, every weight may be adjusted.
         shares = recipe.quant.mode == "qat"
         edge = to_edge_form(model, self.size, self.size, form=form, materialize=not shares)

@@ -87,14 +87,9 @@ class _CoordLayers(EdgeForm):
 
     def __init__(self, source: CoordinateAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
-        if form.endswith("_conv"):
-            squeezed, like = source.conv1.out_channels, source.conv1.weight
-            self.pool_h: nn.Module = MeanConv(squeezed, None, width, like)
-            self.pool_w: nn.Module = MeanConv(squeezed, height, None, like)
-        else:
-            pooled = not form.endswith("_mean")
-            self.pool_h = make_average(pooled, None, width)
-            self.pool_w = make_average(pooled, height, None)
+        pooled = not form.endswith("_mean")
+        self.pool_h = make_average(pooled, None, width)
+        self.pool_w = make_average(pooled, height, None)
         self.conv1 = source.conv1
         self.bn1 = source.bn1
         self.act = source.act
@@ -156,6 +151,13 @@ class _SqueezedCoord(_CoordEdge):
     less. With means as depthwise convolutions h-swish is computed in their kernels. The batch norm is affine and
     changes places as well, while it takes no statistics.
     """
+
+    def __init__(self, source: CoordinateAttention, height: int, width: int, form: str) -> None:
+        super().__init__(source, height, width, form)
+        if form == "squeezed_conv":
+            squeezed, like = source.conv1.out_channels, source.conv1.weight
+            self.pool_h = MeanConv(squeezed, None, width, like)
+            self.pool_w = MeanConv(squeezed, height, None, like)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self.check_size(x)

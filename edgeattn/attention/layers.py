@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import math
 
 import torch
 from torch import nn
@@ -259,42 +260,44 @@ class StackedConv(DerivedConv2d):
         return None if first is None or second is None else torch.cat([first, second])
 
 
-class MeanConv(DerivedConv2d):
+class _AveragingConv(DerivedConv2d):
+    """A convolution that takes means: all weights of an output are one over their number."""
+
+    weight: torch.Tensor
+
+    def __init__(self, shape: tuple[int, int, int, int], like: torch.Tensor) -> None:
+        super().__init__()
+        # Filled in the end's own type: in float64 the rounding of 1/n to float32 would show.
+        weight = torch.empty(shape).to(like).fill_(1.0 / math.prod(shape[1:]))
+        self.register_buffer("weight", weight, persistent=False)
+
+    def derived_weight(self) -> torch.Tensor:
+        """Return the constant weight."""
+        return self.weight
+
+
+class MeanConv(_AveragingConv):
     """The mean over all rows, or all columns, as a depthwise convolution; (N, C, H, W) -> (N, C, 1, W) or (N, C, H, 1).
 
     A convolution computes an activation function behind it in the same kernel, which a pool does not.
+
+    Args:
+        channels: C.
+        height: All rows of the map, or None: not over these.
+        width: All columns of the map, or None: not over these.
+        like: A tensor of the type and the device to take.
     """
 
-    weight: torch.Tensor
-
     def __init__(self, channels: int, height: int | None, width: int | None, like: torch.Tensor) -> None:
-        super().__init__()
+        super().__init__((channels, 1, height or 1, width or 1), like)
         self.groups = channels
-        rows, columns = height or 1, width or 1
-        weight = torch.empty((channels, 1, rows, columns)).to(like)
-        weight.fill_(1.0 / (rows * columns))
-        self.register_buffer("weight", weight, persistent=False)
-
-    def derived_weight(self) -> torch.Tensor:
-        """Return the constant weight."""
-        return self.weight
 
 
-class ChannelMeanConv(DerivedConv2d):
+class ChannelMeanConv(_AveragingConv):
     """The mean over channels as a 1x1 convolution with weights 1/C; (N, C, H, W) -> (N, 1, H, W)."""
 
-    weight: torch.Tensor
-
     def __init__(self, channels: int, like: torch.Tensor) -> None:
-        super().__init__()
-        weight = torch.full((1, channels, 1, 1), 1.0 / channels).to(like)
-        # In float64 the rounding of 1/C to float32 would show.
-        weight.fill_(1.0 / channels)
-        self.register_buffer("weight", weight, persistent=False)
-
-    def derived_weight(self) -> torch.Tensor:
-        """Return the constant weight."""
-        return self.weight
+        super().__init__((1, channels, 1, 1), like)
 
 
 class DerivedConvBn(DerivedConv2d):

@@ -1,8 +1,8 @@
 """What each target runs fastest, as far as that is decided before lowering: edge forms and gate policy.
 
 Chosen by measuring MobileNetV2 on the two CPU runtimes, and from TensorRT's lists of fused layers. A plan
-belongs to one edge form, so one run that serves targets of both kinds either takes one kind's forms for all
-or calibrates twice; `tests.benchmarks.attention_tax` shows the difference.
+belongs to one edge form, so a run that serves targets of both kinds takes one kind's forms for all, but for those
+that the other kind does not take in INT8; `tests.benchmarks.attention_tax` shows the difference.
 """
 
 from __future__ import annotations
@@ -38,15 +38,24 @@ _TENSORRT = MappingProxyType(
         "cbam": "mean_conv",
     }
 )
+# TensorRT leaves a depthwise convolution as wide as the map in float16, and with it what is behind: half of MobileNetV2's
+# layers with weights, and 284 kernels for the 220 of two branches.
+_CPU_AND_TENSORRT = MappingProxyType({"coord": "two_branch_pool"})
 _GPU_TARGETS = frozenset({"tensorrt", "tensorrt-rtx", "jetson-ssh"})
 
 
-def preferred_forms(target: str) -> Mapping[str, str]:
+def preferred_forms(target: str, *others: str) -> Mapping[str, str]:
     """Return the edge form of every attention kind that a target runs fastest; CPU forms by default.
 
     Kinds that were not compared have their own default form.
+
+    Args:
+        target: Whose forms.
+        others: What the same graph is built for as well: none gets a form that keeps it out of INT8.
     """
     chosen = _TENSORRT if target in _GPU_TARGETS else _CPU
+    if chosen is _CPU and _GPU_TARGETS.intersection(others):
+        chosen = MappingProxyType(chosen | _CPU_AND_TENSORRT)
     return {
         name: attentions.get(name).default_form for name in attentions if attentions.get(name).edge_forms
     } | dict(chosen)

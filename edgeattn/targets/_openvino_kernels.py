@@ -1,8 +1,8 @@
 """Which of OpenVINO's kernels each convolution of an engine runs in, chosen by timing them.
 
 OpenVINO takes the first of oneDNN's implementations that can run a layer. That is the newest instruction set's, which
-is made for large layers: on a processor with AMX, a convolution of an image's three channels takes half as long without
-it, one of the eight channels of a gate a third. So every implementation is timed in the network itself, layer by
+is made for large layers: on a processor with AMX, convolutions of an image's three channels, or of a gate's eight,
+are faster without it. So every implementation is timed in the network itself, layer by
 layer, and the fastest is written into the engine's file as the layer's ``primitives_priority``, an attribute that
 OpenVINO's intermediate representation has for this. A processor that lacks the implementation ignores it.
 
@@ -33,6 +33,7 @@ _FAMILIES: dict[str, str] = {
 """Name in reports -> what oneDNN calls its implementations, for one layer the first that exists here."""
 
 _CONVOLUTIONS = frozenset({"Convolution", "GroupConvolution"})
+_INT8_TYPES = ("_I8", "_U8")
 _LEAST_CONVOLUTIONS = 8
 _LEAST_GAIN = 0.05
 _LEAST_GAIN_US = 0.5
@@ -47,11 +48,13 @@ class KernelChoice:
 
     Attributes:
         layers: Layer's name -> family, for layers that do not run in OpenVINO's first choice.
+        text: The model's text that says so.
         gain: How many times as fast the engine got, medians in alternation; 1 if nothing was changed.
         reason: Why nothing was changed, or an empty string.
     """
 
     layers: Mapping[str, str]
+    text: str
     gain: float = 1.0
     reason: str = ""
 
@@ -94,7 +97,9 @@ def choose_kernels(text: str, compile_model: Callable[[str], Any]) -> tuple[Kern
     """
     names = [layer.get("name", "") for layer in _convolutions(ET.fromstring(text))]
     if len(names) < _LEAST_CONVOLUTIONS:
-        return KernelChoice({}, reason=f"fewer than {_LEAST_CONVOLUTIONS} convolutions"), compile_model(text)
+        return KernelChoice({}, text, reason=f"fewer than {_LEAST_CONVOLUTIONS} convolutions"), compile_model(
+            text
+        )
     texts = {_FIRST: text} | {name: with_priorities(text, dict.fromkeys(names, name)) for name in _FAMILIES}
     with ThreadPoolExecutor(len(texts)) as pool:
         compiling = {name: pool.submit(compile_model, value) for name, value in texts.items()}
@@ -104,15 +109,16 @@ def choose_kernels(text: str, compile_model: Callable[[str], Any]) -> tuple[Kern
     plain = engines[_FIRST]
     layers = _fastest(_layer_times(engines), names)
     if not layers:
-        return KernelChoice({}, reason="OpenVINO's first choice is the fastest everywhere"), plain
+        return KernelChoice({}, text, reason="OpenVINO's first choice is the fastest everywhere"), plain
     del engines
-    chosen = compile_model(with_priorities(text, layers))
+    changed = with_priorities(text, layers)
+    chosen = compile_model(changed)
     if not _are_equal(plain, chosen):
-        return KernelChoice({}, reason="other kernels gave other numbers"), plain
+        return KernelChoice({}, text, reason="other kernels gave other numbers"), plain
     gain = _gain(plain, chosen)
     if gain <= 1.0:
-        return KernelChoice({}, reason="no faster as a whole"), plain
-    return KernelChoice(layers, gain), chosen
+        return KernelChoice({}, text, reason="no faster as a whole"), plain
+    return KernelChoice(layers, changed, gain), chosen
 
 
 def _convolutions(root: ET.Element) -> list[ET.Element]:
@@ -139,7 +145,10 @@ def _fastest(times_us: Mapping[str, Mapping[str, float]], names: list[str]) -> d
 
 
 def _layer_times(compiled: Mapping[str, Any]) -> dict[str, dict[str, float]]:
-    """Return the median time of every layer in us by variant, measured in alternation."""
+    """Return the time of every layer that is computed in INT8, in us, by variant; measured in alternation.
+
+    Sums of floats depend on their order, and thus on the kernel: float layers stay where they are.
+    """
     requests = {family: _request(model) for family, model in compiled.items()}
     samples: dict[str, dict[str, list[float]]] = {family: {} for family in requests}
     for round_index in range(_ROUNDS):
@@ -150,7 +159,7 @@ def _layer_times(compiled: Mapping[str, Any]) -> dict[str, dict[str, float]]:
             for _ in _for_seconds(_ROUND_SECONDS):
                 request.infer()
                 for info in request.get_profiling_info():
-                    if info.status.name == "EXECUTED":
+                    if info.status.name == "EXECUTED" and info.exec_type.endswith(_INT8_TYPES):
                         microseconds = info.real_time.total_seconds() * 1e6
                         samples[family].setdefault(info.node_name, []).append(microseconds)
     return {

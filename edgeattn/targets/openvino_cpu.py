@@ -35,7 +35,7 @@ from edgeattn.targets._common import (
     install_command,
     one_line,
 )
-from edgeattn.targets._openvino_kernels import KernelChoice, choose_kernels, with_priorities
+from edgeattn.targets._openvino_kernels import KernelChoice, choose_kernels
 from edgeattn.targets.base import Availability, Engine, Feeds, LayerTime, Outputs, Session, TimingPlan
 from edgeattn.targets.executed import ExecutedLayer, openvino_layers
 
@@ -195,7 +195,7 @@ class OpenVinoCpu(RuntimeTarget):
 
         choice, compiled = choose_kernels(text, compile_text)
         if choice.layers:
-            write_bytes(path, with_priorities(text, choice.layers).encode())
+            write_bytes(path, choice.text.encode())
         return choice, compiled
 
     def _compile(self, core: Any, path: Path, threads: int, **more: str) -> Any:

@@ -91,6 +91,15 @@ def test_a_pass_that_goes_wrong_is_named(where: str, tmp_path: Path) -> None:
         run_passes(graph, [_Failing(where)])
 
 
+def test_a_graph_for_tensorrt_as_well_gets_no_form_that_keeps_it_out_of_int8() -> None:
+    alone, shared = preferred_forms("ort-cpu", "openvino-cpu"), preferred_forms("ort-cpu", "tensorrt-rtx")
+    assert alone == preferred_forms("ort-cpu")
+    assert {kind: form for kind, form in shared.items() if form != alone[kind]} == {
+        "coord": "two_branch_pool"
+    }
+    assert preferred_forms("tensorrt-rtx", "ort-cpu") == preferred_forms("tensorrt-rtx")
+
+
 @pytest.mark.parametrize("target", ["openvino-cpu", "ort-cpu", "tensorrt", "somebody-elses"])
 def test_preferred_forms_exist(target: str) -> None:
     forms = preferred_forms(target)

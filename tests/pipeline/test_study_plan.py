@@ -125,6 +125,13 @@ def test_a_block_names_the_form_of_an_attention_and_its_results_tell_forms_apart
         )
 
 
+def test_a_form_of_an_attention_that_the_plan_lacks_is_no_plan(tmp_path: Path) -> None:
+    path = tmp_path / "plan.yaml"
+    path.write_text(PLAN.read_text().replace("edge_forms: {coord:", "edge_forms: {cord:", 1))
+    with pytest.raises(RecipeError, match="edge_forms names 'cord'"):
+        load_plan(path)
+
+
 def test_attentions_of_a_block_stay_together_and_cheap_networks_come_first() -> None:
     cells = order_cells(plan_of(10, 4), budget=False)
     order = [(cell.block.network, cell.seed) for cell in cells]

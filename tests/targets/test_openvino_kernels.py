@@ -96,6 +96,18 @@ def test_an_engine_with_chosen_kernels_answers_bit_for_bit_like_the_first_choice
             np.testing.assert_array_equal(chosen.infer(feeds)["logits"], first.infer(feeds)["logits"])
 
 
+def test_layers_in_float_are_not_timed(build_small: dict[str, Engine]) -> None:
+    """Their sums depend on the kernel: one of them would make all others stay where they are."""
+    found = {}
+    for profile, engine in build_small.items():
+        text, weights = engine.path.read_text(encoding="utf-8"), engine.path.with_suffix(".bin")
+        compiled = _compiled(text, weights, PERF_COUNT="YES", INFERENCE_PRECISION_HINT="f32")
+        assert len(_kernels(compiled)) == 2
+        found[profile] = set(_kernels(compiled)) & set(_openvino_kernels._layer_times({"": compiled})[""])
+    assert found["fp32"] == set()
+    assert len(found["u8"]) == 2
+
+
 def _pretend_jit_is_faster(monkeypatch: pytest.MonkeyPatch) -> None:
     def times(engines: dict[str, Any]) -> dict[str, dict[str, float]]:
         names = _kernels(engines[""])

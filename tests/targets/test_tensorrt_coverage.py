@@ -169,6 +169,14 @@ def test_what_turing_refuses_is_explained_and_harms_no_later_build(
     assert rtx.build(lowered, tmp_path).details["coverage"]["int8_coverage"] == 1.0
 
 
+def test_forms_that_cpu_targets_share_with_tensorrt_stay_in_int8(rtx: TensorRtRtx, tmp_path: Path) -> None:
+    from network_builds import whole_network
+
+    form = preferred_forms("ort-cpu", "openvino-cpu", "tensorrt-rtx")["coord"]
+    coverage = build(rtx, whole_network("mobilenet_v2", "coord", form, 64).model, tmp_path)["coverage"]
+    assert coverage["int8_coverage"] == 1.0, coverage["not_int8"]
+
+
 _GATES = {"eca": 4, "coord": 5}
 
 
