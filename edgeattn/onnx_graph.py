@@ -17,9 +17,11 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgeattn.artifact import IoSpec
 from edgeattn.errors import ModelError
 
-__all__ = ["Graph", "attribute", "io_spec", "take_pads", "tensor_dtype"]
+__all__ = ["Graph", "attribute", "io_spec", "is_clip", "mark_clip", "take_pads", "tensor_dtype"]
 
 Array = NDArray[Any]
+
+_CLIPS = "edgeattn.clips"
 
 
 def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
@@ -29,6 +31,16 @@ def attribute(node: NodeProto, name: str, default: Any = None) -> Any:
             value = helper.get_attribute_value(item)
             return value.decode() if isinstance(value, bytes) else value
     return default
+
+
+def mark_clip(quantize: NodeProto) -> None:
+    """Note that a QuantizeLinear stands for a clip as well: who removes it has to put the clip back."""
+    quantize.metadata_props.add(key=_CLIPS, value="true")
+
+
+def is_clip(quantize: NodeProto) -> bool:
+    """Return whether a QuantizeLinear stands for a clip as well, see `mark_clip`."""
+    return any(item.key == _CLIPS for item in quantize.metadata_props)
 
 
 def take_pads(conv: NodeProto) -> list[int]:

@@ -1,7 +1,8 @@
 """Bring an fp32 ONNX graph into the one spelling that planning and emission expect.
 
 Constants and identities are folded, batch norms go into the convolution or Gemm before them, zero pads into the
-convolution behind them, clips are written with constant bounds. The function computed stays the same up to float rounding.
+convolution behind them, clips are written with constant bounds, h-sigmoid and h-swish as one operation. The function
+computed stays the same up to float rounding.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
+from edgeattn.export.canonical_activations import fold_activations
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.onnx_node import evaluate_node
 
@@ -59,6 +61,7 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
         fold_shapes(graph)
         fold_constants(graph)
     fold_pads(graph)
+    fold_activations(graph)
     origins = fold_batch_norms(graph)
     graph.remove_unused()
     name_nodes(graph)

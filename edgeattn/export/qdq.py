@@ -15,7 +15,7 @@ from onnx import ModelProto, NodeProto, checker, helper
 
 from edgeattn.errors import ModelError
 from edgeattn.export.extents import attach_extents
-from edgeattn.onnx_graph import Graph, take_pads
+from edgeattn.onnx_graph import Graph, mark_clip, take_pads
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.channel_order import apply_channel_orders
 from edgeattn.quant.folding import fold_zero_points
@@ -58,13 +58,13 @@ def emit_qdq(
     for name, wanted in plan.activations.items():
         if wanted.is_quantized(profile):
             params = wanted.params(profile)
-            _absorb_clip(graph, name, params)
+            clips = _absorb_clip(graph, name, params)
             if profile == "s8" and params.zero_point:
                 _check_folded(graph, name)
-                _insert_pair(graph, name, dataclasses.replace(params, zero_point=0))
+                _insert_pair(graph, name, dataclasses.replace(params, zero_point=0), clips=clips)
                 _pad_integers(graph, name, params.zero_point)
             else:
-                _insert_pair(graph, name, params)
+                _insert_pair(graph, name, params, clips=clips)
     graph.remove_unused()
     graph.sort()
     for node in graph.nodes:
@@ -123,23 +123,23 @@ def _quantize_constant(graph: Graph, name: str, scales: NDArray[np.float32]) -> 
     graph.reroute(name, result, users)
 
 
-def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> None:
-    """Remove the clip that writes `name`, or the bounds of it, where the range implies them."""
+def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> bool:
+    """Remove the clip that writes `name`, or the bounds of it, where the range implies them; say whether it did."""
     node = graph.producer.get(name)
     if node is None or node.op_type not in ("Clip", "Relu") or name in graph.output_names:
-        return
+        return False
     if graph.only_consumer(node.input[0]) is None:
-        return
+        return False
     low, high = _bounds(graph, node)
     if low is None:
-        return
+        return False
     # One float32 step of slack: a scale is rounded, the bound it came from is not.
     keeps_low = low <= params.low
     keeps_high = high >= params.high * (1 - 1e-6)
     if keeps_low and keeps_high:
         before = graph.producer.get(node.input[0])
         if before is None:
-            return
+            return False
         # By identity: comparing nodes compares all that they hold.
         graph.nodes = [other for other in graph.nodes if other is not node]
         before.output[:] = [name if out == node.input[0] else out for out in before.output]
@@ -147,8 +147,9 @@ def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> None:
         place = next(index for index, other in enumerate(graph.nodes) if other is node)
         graph.nodes[place] = helper.make_node("Relu", [node.input[0]], [name], name=node.name)
     else:
-        return
+        return False
     graph.reindex()
+    return True
 
 
 def _bounds(graph: Graph, node: NodeProto) -> tuple[float | None, float]:
@@ -159,19 +160,17 @@ def _bounds(graph: Graph, node: NodeProto) -> tuple[float | None, float]:
     return low, ends[1] if ends[1] is not None else float("inf")
 
 
-def _insert_pair(graph: Graph, name: str, params: QuantParams) -> None:
+def _insert_pair(graph: Graph, name: str, params: QuantParams, *, clips: bool = False) -> None:
     # A constant of the network may be called so already.
     scale, zero_point = (graph.fresh_name(f"{name}.{part}") for part in ("scale", "zero_point"))
     graph.constants[scale] = np.asarray(params.scale, np.float32)
     graph.constants[zero_point] = np.asarray(params.zero_point, params.dtype)
     users = list(graph.consumers.get(name, []))
     quantized, result = f"{name}.quantized", f"{name}.dequantized"
-    graph.add(
-        [
-            helper.make_node("QuantizeLinear", [name, scale, zero_point], [quantized]),
-            helper.make_node("DequantizeLinear", [quantized, scale, zero_point], [result]),
-        ]
-    )
+    quantize = helper.make_node("QuantizeLinear", [name, scale, zero_point], [quantized])
+    if clips:
+        mark_clip(quantize)
+    graph.add([quantize, helper.make_node("DequantizeLinear", [quantized, scale, zero_point], [result])])
     graph.reroute(name, result, users)
     if name in graph.output_names:
         raise ModelError(f"The plan quantizes the graph's output {name!r}; outputs stay float.")

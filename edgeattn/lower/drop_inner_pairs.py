@@ -2,7 +2,8 @@
 
 Where a kernel takes a convolution's accumulator through an activation, or a map through several products
 and sums, a pair in the middle only makes it round there. Without it the tensor differs from the quantized
-one by at most half of its step (more where calibration clips it), and towards the float network.
+one by at most half of its step (more where calibration clips it), and towards the float network. A pair that stands
+for the network's own clip stays.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from onnx import NodeProto
 
 from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of, remove_pair, same_parameters
-from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_graph import Graph, is_clip
 
 __all__ = ["DropInnerPairs"]
 
@@ -46,7 +47,7 @@ def _inner(graph: Graph) -> list[NodeProto]:
 
 def _is_inner(graph: Graph, quantize: NodeProto) -> bool:
     before = graph.producer.get(quantize.input[0])
-    if before is None or graph.only_consumer(quantize.input[0]) is None:
+    if before is None or graph.only_consumer(quantize.input[0]) is None or is_clip(quantize):
         return False
     pair = graph.only_consumer(quantize.output[0])
     if pair is None or pair.op_type != "DequantizeLinear" or not same_parameters(graph, quantize, pair):

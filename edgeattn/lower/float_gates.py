@@ -17,7 +17,7 @@ from onnx import NodeProto, helper
 from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.gates import find_gates
 from edgeattn.lower.patterns import dequantize_weight, dequantized_constant, remove_pair
-from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_graph import Graph, is_clip
 
 __all__ = ["FloatGates"]
 
@@ -112,8 +112,9 @@ def _remove(graph: Graph, quantize: NodeProto) -> bool:
     name, pair = quantize.input[0], graph.consumers[quantize.output[0]][0]
     readers = graph.consumers.get(pair.output[0], [])
     scale, zero = graph.constant(quantize.input[1]), graph.constant(quantize.input[2])
-    clips = graph.producer[name].op_type in (*_CONVOLUTIONS, "Add")
-    if clips and not all(user.op_type in _ACTIVATIONS for user in readers) and scale is not None:
+    may_clip = graph.producer[name].op_type in (*_CONVOLUTIONS, "Add")
+    may_clip &= not all(user.op_type in _ACTIVATIONS for user in readers)
+    if (may_clip or is_clip(quantize)) and scale is not None:
         limits = np.iinfo(np.int8 if zero is None else zero.dtype)
         offset = 0 if zero is None else int(zero)
         bounds = []

@@ -13,7 +13,7 @@ import numpy as np
 from onnx import NodeProto, helper
 
 from edgeattn.lower.base import EveryGraph
-from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_graph import Graph, is_clip, mark_clip
 
 __all__ = ["PadsBeforePairs"]
 
@@ -65,8 +65,11 @@ def _move(graph: Graph, pad: NodeProto) -> None:
     padded = graph.fresh_name(f"{quantize.input[0]}.padded")
     integers = pad.output[0]
     place = graph.nodes.index(pad)
+    again = helper.make_node("QuantizeLinear", [padded, *quantize.input[1:]], [integers], integers)
+    if is_clip(quantize):
+        mark_clip(again)
     graph.nodes[place : place + 1] = [
         helper.make_node("Pad", [quantize.input[0], pad.input[1], value], [padded], padded),
-        helper.make_node("QuantizeLinear", [padded, *quantize.input[1:]], [integers], integers),
+        again,
     ]
     graph.reindex()

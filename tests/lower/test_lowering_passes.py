@@ -25,6 +25,7 @@ from edgeattn.lower.passes import PASSES
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.widen_gates import WidenGates
+from edgeattn.onnx_graph import mark_clip
 
 ALL = {type(item).__name__: item for passes in PASSES.values() for item in passes}
 
@@ -191,6 +192,15 @@ def test_a_pair_between_two_products_goes_and_moves_the_result_by_half_its_step(
     rng = np.random.default_rng(0)
     feeds = {name: rng.uniform(0, 1, shape).astype(np.float32) for name, shape in shapes.items()}
     assert np.abs(run(model, feeds) - run(lowered, feeds)).max() <= 0.01 * 1.001
+
+
+def test_a_pair_that_stands_for_a_clip_stays_between_two_products() -> None:
+    b = Builder()
+    first = b.pair(b.add("Mul", quantized_input(b), b.pair("gate", 1 / 255, 0)), 0.02, 0)
+    mark_clip(next(node for node in b.nodes if node.output[0] == b.nodes[-1].input[0]))
+    product = b.add("Mul", first, b.pair("other", 1 / 255, 0))
+    model = b.model({"x": (1, 3, 4, 6), "gate": (1, 3, 4, 1), "other": (1, 3, 1, 6)}, product)
+    assert lower(model, DropInnerPairs())[1] == []
 
 
 def gated_by_a_sum(b: Builder, gates: int, *, factor: bool, quantized: bool = True) -> str:

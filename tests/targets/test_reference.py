@@ -220,6 +220,58 @@ def test_depthwise_and_grouped_convolutions_agree_with_a_dense_one() -> None:
         np.testing.assert_array_equal(convolve(x, weight, window, group), convolve(x, dense, window, 1))
 
 
+@pytest.mark.parametrize("stride", [1, 2])
+def test_sequences_are_convolved_as_maps_of_one_row(stride: int) -> None:
+    """As ECA's authors write their gate: a Conv1d over the channels."""
+    sequence, row = Net((1, 2, 12)), Net((1, 2, 1, 12))
+    outputs = []
+    for net, lift in ((sequence, ()), (row, (1,))):
+        x = net.pair("x", 2.0**-4, np.uint8(100))
+        weight = net.weight(np.arange(-9, 9).reshape(3, 2, *lift, 3), np.full(3, 2.0**-5))
+        pads = [0, 1, 0, 1] if lift else [1, 1]
+        bias = net.const(np.asarray([0.5, -1.0, 0.25], np.float32))
+        y = net.add("Conv", x, weight, bias, kernel_shape=[*lift, 3], strides=[*lift, stride], pads=pads)
+        y = net.pair(y, 2.0**-3, np.uint8(128))
+        y = net.add("AveragePool", y, kernel_shape=[*lift, 3], pads=pads, strides=[*lift, 1])
+        y = net.add("MaxPool", y, kernel_shape=[*lift, 2], strides=[*lift, 1])
+        x_values = np.random.default_rng(1).normal(size=net.shape).astype(np.float32)
+        outputs.append(make_program(net.model(y)).run({"x": x_values})[y])
+    np.testing.assert_array_equal(outputs[0], outputs[1][:, :, 0])
+    assert np.ptp(outputs[0]) > 0
+
+
+@pytest.mark.parametrize("kind", ["MaxPool", "AveragePool"])
+@pytest.mark.parametrize(
+    ("kernel", "strides", "pads"), [(3, 2, [0, 0, 0, 0]), (2, 3, [1, 1, 1, 1]), (3, 2, [1, 0, 1, 0])]
+)
+@pytest.mark.parametrize("size", [(7, 8), (6, 5)])
+def test_pools_may_leave_the_map_where_ceil_mode_says_so(
+    kind: str, kernel: int, strides: int, pads: list[int], size: tuple[int, int]
+) -> None:
+    torch = pytest.importorskip("torch", reason="torch is not installed")
+    net = Net((1, 2, *size))
+    options: dict[str, Any] = {
+        "ceil_mode": 1,
+        "kernel_shape": [kernel] * 2,
+        "strides": [strides] * 2,
+        "pads": pads,
+    }
+    x = np.random.default_rng(2).normal(size=net.shape).astype(np.float32)
+    given = {"kernel_size": kernel, "stride": strides, "padding": tuple(pads[:2]), "ceil_mode": True}
+    for counts in (0, 1) if kind == "AveragePool" else (0,):
+        if kind == "AveragePool":
+            options["count_include_pad"] = counts
+            wanted = torch.nn.functional.avg_pool2d(
+                torch.from_numpy(x), **given, count_include_pad=bool(counts)
+            )
+        else:
+            wanted = torch.nn.functional.max_pool2d(torch.from_numpy(x), **given)
+        output = net.add(kind, "x", **options)
+        got = make_program(net.model(output)).run({"x": x})[output]
+        np.testing.assert_allclose(got, wanted.numpy(), rtol=1e-6, atol=1e-6)
+        net.nodes.pop()
+
+
 def test_accumulators_are_exact_or_refused() -> None:
     assert exact_dtype(2**24 - 1) is np.float32
     assert exact_dtype(2**24) is np.float64

@@ -16,27 +16,30 @@ from onnx import NodeProto
 
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import attribute
-from edgeattn.targets._reference.integer import Window, windows
+from edgeattn.targets._reference.integer import Window, pad_map, windows
 
-__all__ = ["AVERAGING", "FLOAT", "MOVING", "fallback", "reduced_axes", "window_of"]
+__all__ = ["AVERAGING", "FLOAT", "MOVING", "as_map", "fallback", "reduced_axes", "window_of"]
 
 Array = NDArray[Any]
 Operation = Callable[[NodeProto, Sequence[Array]], list[Array]]
 
 
 def window_of(node: NodeProto, kernel: Sequence[int], size: Sequence[int]) -> Window:
-    """Return where a two-dimensional kernel goes on a map of `size`.
+    """Return where a kernel goes on a map of `size`; that of a sequence is one row high, see `as_map`.
 
     Raises:
-        ModelError: If the map has other than two dimensions.
+        ModelError: If the map has other than one or two dimensions.
     """
-    if len(kernel) != 2 or len(size) != 2:
+    if len(kernel) != len(size) or len(size) not in (1, 2):
         raise ModelError(
-            f"{node.name or node.op_type!r} works on {len(size)} dimensions; the reference knows two."
+            f"{node.name or node.op_type!r} works on {len(size)} dimensions; the reference knows one and two."
         )
-    strides = list(attribute(node, "strides", [1, 1]))
-    dilations = list(attribute(node, "dilations", [1, 1]))
-    pads = list(attribute(node, "pads", [0, 0, 0, 0]))
+    strides = list(attribute(node, "strides", [1] * len(size)))
+    dilations = list(attribute(node, "dilations", [1] * len(size)))
+    pads = list(attribute(node, "pads", [0] * 2 * len(size)))
+    if len(size) == 1:
+        kernel, size, strides, dilations = [1, *kernel], [1, *size], [1, *strides], [1, *dilations]
+        pads = [0, pads[0], 0, pads[1]]
     auto = attribute(node, "auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
         pads = [0, 0, 0, 0]
@@ -50,6 +53,11 @@ def window_of(node: NodeProto, kernel: Sequence[int], size: Sequence[int]) -> Wi
     elif auto == "VALID":
         pads = [0, 0, 0, 0]
     return list(kernel), strides, pads, dilations
+
+
+def as_map(x: Array) -> Array:
+    """Return a sequence (N, C, L) as a map of one row (N, C, 1, L); a map as it is."""
+    return x[:, :, np.newaxis] if x.ndim == 3 else x
 
 
 # ------------------------------------------------------------------------------- moving values
@@ -116,12 +124,13 @@ def _concat(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
 
 
 def _max_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
-    _no_ceil(node)
-    lowest = np.iinfo(inputs[0].dtype).min if inputs[0].dtype.kind in "iu" else -np.inf
-    result: Array | None = None
-    for view in windows(inputs[0], _pool_window(node, inputs[0]), lowest):
-        result = view.copy() if result is None else np.maximum(result, view, out=result)
-    return [result] if result is not None else []
+    x, (window, _) = as_map(inputs[0]), _pool_window(node, inputs[0])
+    lowest = np.iinfo(x.dtype).min if x.dtype.kind in "iu" else -np.inf
+    first, *others = windows(x, window, lowest)
+    result = first.copy()
+    for view in others:
+        np.maximum(result, view, out=result)
+    return [_as_rank(result, inputs[0].ndim)]
 
 
 def reduced_axes(node: NodeProto, inputs: Sequence[Array]) -> tuple[tuple[int, ...], bool]:
@@ -163,25 +172,38 @@ MOVING: dict[str, Operation] = {
 # --------------------------------------------------------------------------- averages and sums
 
 
-def _no_ceil(node: NodeProto) -> None:
-    if attribute(node, "ceil_mode", 0):
-        raise ModelError(
-            f"{node.name or node.op_type!r} has ceil_mode, which the reference does not compute."
-        )
+def _pool_window(node: NodeProto, x: Array) -> tuple[Window, list[int]]:
+    """Return where a pool's kernel goes on a map, and which of the pads are there for the last window alone.
+
+    With ``ceil_mode`` the last window may leave the padded map, but begins inside of the map or the pad before it.
+    """
+    kernel, strides, pads, dilations = window_of(node, list(attribute(node, "kernel_shape")), x.shape[2:])
+    beyond = [0, 0, 0, 0]
+    for dim in range(2) if attribute(node, "ceil_mode", 0) else ():
+        spread, size = dilations[dim] * (kernel[dim] - 1) + 1, as_map(x).shape[2 + dim]
+        padded = size + pads[dim] + pads[dim + 2]
+        last = -(-(padded - spread) // strides[dim]) * strides[dim]
+        if last >= size + pads[dim]:
+            last -= strides[dim]
+        beyond[dim + 2] = max(last + spread - padded, 0)
+    return (kernel, strides, [a + b for a, b in zip(pads, beyond, strict=True)], dilations), beyond
 
 
-def _pool_window(node: NodeProto, x: Array) -> Window:
-    return window_of(node, list(attribute(node, "kernel_shape")), x.shape[2:])
+def _as_rank(result: Array, rank: int) -> Array:
+    """Undo `as_map` for a result whose input had `rank` dimensions."""
+    return result[:, :, 0] if rank == 3 else result
 
 
 def _average_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
-    _no_ceil(node)
-    x, window = inputs[0], _pool_window(node, inputs[0])
+    x = as_map(inputs[0])
+    window, beyond = _pool_window(node, inputs[0])
+    kernel, strides, pads, dilations = window
     total = _sum(windows(x, window))
-    if attribute(node, "count_include_pad", 0) or not any(window[2]):
-        return [total / total.dtype.type(window[0][0] * window[0][1])]
-    counts = _sum(windows(np.ones((1, 1, *x.shape[2:]), x.dtype), window))
-    return [total / counts]
+    declared = [pad - more for pad, more in zip(pads, beyond, strict=True)]
+    inside = np.ones((1, 1, *x.shape[2:]), x.dtype)
+    counted = pad_map(inside, declared, float(attribute(node, "count_include_pad", 0)))
+    total /= _sum(windows(counted, (kernel, strides, beyond, dilations)))
+    return [_as_rank(total, inputs[0].ndim)]
 
 
 def _sum(views: Sequence[Array]) -> Array:

@@ -23,7 +23,7 @@ from edgeattn.lower.fill_channels import reads_filled_image
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.targets._reference.integer import convolve, exact_dtype, matmul_pairs
 from edgeattn.targets._reference.numbers import Arithmetic, Real, as_float32, quantize, round_bfloat16
-from edgeattn.targets._reference.ops import AVERAGING, FLOAT, MOVING, fallback, window_of
+from edgeattn.targets._reference.ops import AVERAGING, FLOAT, MOVING, as_map, fallback, window_of
 
 __all__ = ["Program"]
 
@@ -246,17 +246,30 @@ class Program:
         operation = MOVING.get(node.op_type) or AVERAGING.get(node.op_type) or FLOAT.get(node.op_type)
         if operation is not None and node.domain in ("", "ai.onnx"):
             results = operation(node, inputs)
-        elif node.op_type == "Conv" and inputs[0].ndim == 4:
-            window = window_of(node, inputs[1].shape[2:], inputs[0].shape[2:])
-            result = convolve(inputs[0], inputs[1], window, attribute(node, "group", 1))
-            results = [
-                result + inputs[2].reshape(1, -1, 1, 1) if len(inputs) > 2 and inputs[2].size else result
-            ]
+        elif node.op_type == "Conv" and inputs[0].ndim in (3, 4):
+            result = self._convolution(node, inputs[0], inputs[1])
+            if len(inputs) > 2 and inputs[2].size:
+                result = result + inputs[2].reshape(-1, *[1] * (result.ndim - 2))
+            results = [result]
         elif node.op_type == "MatMul":
             results = [np.matmul(inputs[0], inputs[1])]
         else:
             results = fallback(node, inputs, self.graph.opset)
         return [round_bfloat16(value) for value in results] if brief else results
+
+    def _convolution(self, node: NodeProto, x: Array, weight: Array, raw_offset: int | None = None) -> Array:
+        """Convolve maps (N, C, H, W), or sequences (N, C, L)."""
+        window = window_of(node, weight.shape[2:], x.shape[2:])
+        across = self.arithmetic.accumulate == "vpmaddubsw" and not reads_filled_image(self.graph, node)
+        result = convolve(
+            as_map(x),
+            as_map(weight),
+            window,
+            attribute(node, "group", 1),
+            raw_offset,
+            pairs_across_places=across,
+        )
+        return result[:, :, 0] if x.ndim == 3 else result
 
     def _product(self, node: NodeProto, inputs: Sequence[Value]) -> Real:
         x, w = inputs[0], inputs[1]
@@ -269,11 +282,8 @@ class Program:
             raw = x.zero_point + (128 if x.signed else 0)
         steps, kernels = x.steps.astype(kind, copy=False), weight.astype(kind, copy=False)
         if node.op_type == "Conv":
-            window = window_of(node, kernels.shape[2:], steps.shape[2:])
-            across = self.arithmetic.accumulate == "vpmaddubsw" and not reads_filled_image(self.graph, node)
-            group = attribute(node, "group", 1)
-            total = convolve(steps, kernels, window, group, raw, pairs_across_places=across)
-            shape: tuple[int, ...] = (1, -1, 1, 1)
+            total = self._convolution(node, steps, kernels, raw)
+            shape: tuple[int, ...] = (-1, *[1] * (total.ndim - 2))
         else:
             if node.op_type == "Gemm" and attribute(node, "transA", 0):
                 steps = steps.T
@@ -297,7 +307,7 @@ class Program:
         if node.op_type == "Gemm" and attribute(node, "transB", 0):
             weight = weight.T
         if node.op_type == "Conv":
-            total = float(np.abs(weight).sum(axis=(1, 2, 3), dtype=np.float64).max())
+            total = float(np.abs(weight).sum(axis=tuple(range(1, weight.ndim)), dtype=np.float64).max())
         else:
             total = float(np.abs(weight).sum(axis=-2, dtype=np.float64).max())
         if node.input[1] in self._constants:
