@@ -8,6 +8,7 @@ one operation it is rounded once, and runtimes compute it inside of the convolut
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from onnx import NodeProto, helper
 
@@ -91,7 +92,7 @@ def _quotient(graph: Graph, node: NodeProto, name: str) -> tuple[str | None, flo
     return (name, 1 / factor) if source == name and factor > 0 else (None, 0.0)
 
 
-def _replace(graph: Graph, nodes: list[NodeProto], op_type: str, source: str, **attributes: float) -> None:
+def _replace(graph: Graph, nodes: list[NodeProto], op_type: str, source: str, **attributes: Any) -> None:
     """Put one operation in the place of several; its result keeps the last one's name, which a hook can reach."""
     result = nodes[-1].output[0]
     if any(node.output[0] in graph.output_names for node in nodes[:-1]):
