@@ -79,6 +79,8 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
             print_line(console, f"{name}: {where}")
         if target.checked_by:
             print_line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
+        if target.graph_warning:
+            print_line(console, f"{name}: {target.graph_warning}", "yellow")
     if rows := ladder_rows(report):
         print_line(console, f"{LADDER_SAYS}:")
         print_table(console, LADDER_HEADER, rows, left=1)

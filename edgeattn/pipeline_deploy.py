@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -42,6 +43,9 @@ __all__ = ["Measured", "Workload", "deploy", "judge_target", "module_of"]
 logger = logging.getLogger(__name__)
 
 _CHECKER = "ort-cpu"
+_GRAPH_IMAGES = 32
+_FAR_DB = 30.0
+"""An engine that is nearer to its graph gives its answers, whatever FP32 gives."""
 _REASON_KEYS = {
     "top1_delta": "top1_delta_max",
     "agreement": "agreement_min",
@@ -228,6 +232,8 @@ def _deploy(
             progress.update(name, 4, 4)
             return Measured(result)
         logits, result.checked_by = checked
+    if result.checked_by is None:
+        _compare_with_graph(name, result, work, target.profile, logits)
     progress.update(name, 4, 4)
     parity = compare_outputs(work.reference_logits, logits, work.labels)
     result.n = parity.n
@@ -258,12 +264,37 @@ def _run_elsewhere(work: Workload, profile: str) -> tuple[NDArray[np.float32], s
 
     Not with a CPU's INT8 kernels: without VNNI they may saturate 16-bit sums, which no device of NVIDIA does.
     """
-    checker = get_target(_CHECKER)
-    here = checker.probe()
+    here = get_target(_CHECKER).probe()
     if not here.can_run:
         return None
-    purpose = "the check of an engine that cannot run here"
-    session = open_plain(work.qdq[profile].path, purpose, threads=work.timing.threads)
+    logits = _run_plainly(work, profile, work.images)
+    return logits, f"ONNX Runtime {here.version} on this CPU, operator by operator"
+
+
+def _run_plainly(work: Workload, profile: str, images: NDArray[np.float32]) -> NDArray[np.float32]:
+    session = open_plain(work.qdq[profile].path, "the check of an engine", threads=work.timing.threads)
     given, wanted = work.fp32.inputs[0].name, work.fp32.outputs[0].name
-    logits = [session.run([wanted], {given: image[None]})[0] for image in work.images]
-    return np.concatenate(logits), f"ONNX Runtime {here.version} on this CPU, operator by operator"
+    return np.concatenate([session.run([wanted], {given: image[None]})[0] for image in images])
+
+
+def _compare_with_graph(
+    name: str, result: TargetResult, work: Workload, profile: str, logits: NDArray[np.float32]
+) -> None:
+    """Measure how far an engine is from the graph that it was made of, and say so where that is far.
+
+    Runtimes round here and there the other way, which is as nothing beside what quantization costs. An engine that
+    adds more than that computes something else: it lost a clip, or sums that do not fit.
+    """
+    if not get_target(_CHECKER).probe().can_run:
+        return
+    count = min(_GRAPH_IMAGES, len(work.images))
+    plain = _run_plainly(work, profile, work.images[:count])
+    own = compare_outputs(plain, logits[:count]).sqnr_db
+    cost = compare_outputs(work.reference_logits[:count], plain).sqnr_db
+    result.graph_sqnr_db = own if math.isfinite(own) else None
+    if own < min(cost, _FAR_DB):
+        result.graph_warning = (
+            f"the engine is {own:.1f} dB from its own quantized graph, which is {cost:.1f} dB from FP32 "
+            f"({count} images): it may compute something else than it was given. "
+            f"`edgeattn parity RUN --targets reference,{name}` names the layer."
+        )

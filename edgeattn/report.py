@@ -238,6 +238,17 @@ class TargetResult(BaseModel):
     agreement_interval: Interval = None
     sqnr_db: Annotated[Finite, Field(description="Of the outputs; null: not measured, or identical.")] = None
     kl: Annotated[Finite, Field(description="Mean KL divergence from FP32's softmax, in nats.")] = None
+    graph_sqnr_db: Annotated[
+        Finite,
+        Field(
+            description="Of the engine's outputs against those of its own quantized graph, computed operator by operator "
+            "for some of the images; null: not measured, or identical."
+        ),
+    ] = None
+    graph_warning: Annotated[
+        str | None,
+        Field(description="Set where the engine differs more from its graph than that does from FP32."),
+    ] = None
     mcnemar_p: Annotated[float | None, Field(ge=0, le=1)] = None
     latency: LatencyPair = Field(default_factory=LatencyPair)
     speedup: Annotated[Finite, Field(description="FP32 p50 over INT8 p50: the median ratio.")] = None

@@ -145,7 +145,7 @@ def _targets(report: Report) -> str:
     rows, notes = [], []
     for name, target in report.targets.items():
         rows.append(_target_cells(name, target))
-        said = (text for text in (target.reason, target.error) if text)
+        said = (text for text in (target.reason, target.error, target.graph_warning) if text)
         notes += [f"<strong>{_text(name)}</strong>: {_text(text)}" for text in said]
         if where := device_text(target.build):
             notes.append(f"<strong>{_text(name)}</strong>: {_text(where)}.")
