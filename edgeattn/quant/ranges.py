@@ -19,13 +19,15 @@ from edgeattn.quant.config import PtqConfig, RangeEstimator
 from edgeattn.quant.folding import can_fold_zero_point
 from edgeattn.quant.joined_progress import Progress
 from edgeattn.quant.placement import Placement
-from edgeattn.quant.plan import ActivationRange, QuantPlan
+from edgeattn.quant.plan import PROFILES, ActivationRange, QuantPlan
 
 __all__ = ["FINER", "planned_activations", "planned_weights", "range_statistics", "with_ranges"]
 
 
 FINER = 0.9
 """How much finer than the symmetric grid an affine one has to be for its zero point to be folded."""
+_LARGEST_BIAS = 2**29
+"""In steps of the accumulator: a quarter of what 32 bits hold, for products and for ranges that get shorter later."""
 
 
 def range_statistics(
@@ -54,12 +56,32 @@ def with_ranges(
         if name not in place.fixed:
             low, high = estimate_range(statistics[name], estimator, config.percentile)
             found[name] = low, high, estimate_limit(statistics[name], estimator, config.percentile)
-    return plan.model_copy(
-        update={
-            "activations": planned_activations(graph, place, found),
-            "weights": planned_weights(graph, place),
-        }
-    )
+    activations = planned_activations(graph, place, found)
+    weights = _with_room_for_biases(graph, activations, planned_weights(graph, place))
+    return plan.model_copy(update={"activations": activations, "weights": weights})
+
+
+def _with_room_for_biases(
+    graph: Graph, activations: Mapping[str, ActivationRange], weights: Mapping[str, list[float]]
+) -> dict[str, list[float]]:
+    """Widen scales so short that biases do not fit the accumulator, of weights that hardly count beside these.
+
+    Where weights are nearly zero, or a gate's squeezed channels never fire, an accumulator's step is 1e-11 or so. An
+    ordinary bias passes 32 bits in such steps, and ONNX Runtime adds what is left of it.
+    """
+    widened = dict(weights)
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+            continue
+        source, scales = activations.get(node.input[0]), weights.get(node.input[1])
+        bias = graph.constant(node.input[2])
+        if source is None or scales is None or bias is None or bias.size != len(scales):
+            continue
+        step = min(source.params(profile).scale for profile in PROFILES)
+        least = np.abs(bias.reshape(-1).astype(np.float64)) / (step * _LARGEST_BIAS)
+        pairs = zip(scales, least.tolist(), strict=True)
+        widened[node.input[1]] = [max(scale, floor) for scale, floor in pairs]
+    return widened
 
 
 def planned_activations(
