@@ -8,6 +8,7 @@ implies disappears, because otherwise runtimes do not fuse the convolution with 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,7 +61,7 @@ def emit_qdq(
             params = wanted.params(profile)
             clips = _absorb_clip(graph, name, params)
             if profile == "s8" and params.zero_point:
-                _check_folded(graph, name)
+                _shift_clip(graph, name, params.zero_point * params.scale)
                 _insert_pair(graph, name, dataclasses.replace(params, zero_point=0), clips=clips)
                 _pad_integers(graph, name, params.zero_point)
             else:
@@ -75,13 +76,25 @@ def emit_qdq(
     return result
 
 
-def _check_folded(graph: Graph, name: str) -> None:
-    """A clip that is left would cut the shifted values at the bounds of the values before."""
-    if graph.producer[name].op_type in ("Clip", "Relu"):
+def _shift_clip(graph: Graph, name: str, shift: float) -> None:
+    """Move the bounds of a clip that the range does not imply, as the biases move its values."""
+    node = graph.producer[name]
+    if node.op_type not in ("Clip", "Relu"):
+        return
+    bounds = _bounds(graph, node)
+    if bounds is None:
         raise ModelError(
-            f"The plan folds the zero point of {name!r}, whose range is wider than the clip that "
-            "writes it. Calibrate again."
+            f"The bounds of {node.name!r} are computed by the model. Export it with constant ones."
         )
+    inputs = [node.input[0]]
+    for end, bound in zip(("low", "high"), bounds, strict=True):
+        inputs.append("")
+        if math.isfinite(bound):
+            inputs[-1] = graph.fresh_name(f"{name}.{end}")
+            graph.constants[inputs[-1]] = np.asarray(bound + shift, np.float32)
+    place = next(index for index, other in enumerate(graph.nodes) if other is node)
+    graph.nodes[place] = helper.make_node("Clip", inputs, [name], name=node.name)
+    graph.reindex()
 
 
 def _pad_integers(graph: Graph, name: str, zero: int) -> None:
@@ -130,11 +143,12 @@ def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> bool:
         return False
     if graph.only_consumer(node.input[0]) is None:
         return False
-    low, high = _bounds(graph, node)
-    if low is None:
+    bounds = _bounds(graph, node)
+    if bounds is None:
         return False
+    low, high = bounds
     # One float32 step of slack: a scale is rounded, the bound it came from is not.
-    keeps_low = low <= params.low
+    keeps_low = low <= params.low * (1 - 1e-6)
     keeps_high = high >= params.high * (1 - 1e-6)
     if keeps_low and keeps_high:
         before = graph.producer.get(node.input[0])
@@ -152,12 +166,17 @@ def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> bool:
     return True
 
 
-def _bounds(graph: Graph, node: NodeProto) -> tuple[float | None, float]:
+def _bounds(graph: Graph, node: NodeProto) -> tuple[float, float] | None:
+    """Return the ends of a Clip or Relu; None if the graph computes them."""
     if node.op_type == "Relu":
-        return 0.0, float("inf")
-    ends = [graph.scalar(item) if item else None for item in (*node.input[1:3], "", "")[:2]]
-    low = ends[0] if ends[0] is not None else float("-inf")
-    return low, ends[1] if ends[1] is not None else float("inf")
+        return 0.0, math.inf
+    ends = []
+    for item, absent in zip((*node.input[1:3], "", "")[:2], (-math.inf, math.inf), strict=True):
+        value = graph.scalar(item) if item else absent
+        if value is None:
+            return None
+        ends.append(value)
+    return ends[0], ends[1]
 
 
 def _insert_pair(graph: Graph, name: str, params: QuantParams, *, clips: bool = False) -> None:

@@ -1,9 +1,9 @@
-"""Keep OpenVINO from fusing the scaling of joined convolutions, which it cannot compile.
+"""Keep OpenVINO from moving a quantization across a concatenation, where it cannot compile what comes out.
 
-OpenVINO 2026.4's CPU plugin ends the process with a segmentation fault in ``compile_model`` where the results of INT8
-convolutions are concatenated, quantized, and then scaled by channel: a batch norm that has no single convolution to
-fold into, as behind the two halves of `scconv`. An activation in between that changes nothing (a leaky ReLU of slope
-1) keeps the parts apart.
+OpenVINO 2026.4's CPU plugin ends the process with a segmentation fault in ``compile_model`` where quantized tensors are
+concatenated, quantized, and then scaled, shifted or rectified: a batch norm that has no single convolution to fold into,
+as behind the two halves of `scconv`, or ``x + 3``. An activation in between that changes nothing (a leaky ReLU of slope 1)
+keeps the parts apart.
 """
 
 from __future__ import annotations
@@ -18,10 +18,12 @@ from edgeattn.onnx_graph import Graph
 
 __all__ = ["PartConcats"]
 
+_ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
+
 
 @dataclasses.dataclass(frozen=True)
 class PartConcats(EveryGraph):
-    """Put an identity between concatenation and quantization, before scaling by channel."""
+    """Put an identity between concatenation and quantization, before what OpenVINO would move."""
 
     name: str = "part-concats"
 
@@ -39,16 +41,19 @@ class PartConcats(EveryGraph):
 
 
 def _scaled_concats(graph: Graph) -> list[NodeProto]:
-    """Return the quantizations right behind a concatenation whose results are multiplied channel by channel."""
+    """Return the quantizations right behind a concatenation whose results are rectified or meet a constant."""
     found = []
     for node in graph.nodes:
         before = graph.producer.get(node.input[0])
         if node.op_type != "QuantizeLinear" or before is None or before.op_type != "Concat":
             continue
         dequantize = graph.only_consumer(node.output[0])
-        product = graph.only_consumer(dequantize.output[0]) if dequantize is not None else None
-        if product is None or product.op_type != "Mul":
+        reader = graph.only_consumer(dequantize.output[0]) if dequantize is not None else None
+        if reader is None:
             continue
-        if any(name in graph.constants and graph.constants[name].size > 1 for name in product.input):
+        meets_constant = reader.op_type in _ARITHMETIC and any(
+            name in graph.constants for name in reader.input
+        )
+        if meets_constant or reader.op_type == "Relu":
             found.append(node)
     return found

@@ -325,12 +325,27 @@ core.compile_model(core.read_model(sys.argv[1]), "CPU")
 """
 
 
-def test_openvino_compiles_scaled_concatenations_with_the_pass_and_crashes_without(tmp_path: Path) -> None:
+def joined_maps(op: str) -> onnx.ModelProto:
+    """Two quantized tensors that are joined, and then meet a number or are rectified."""
+    b = Builder()
+    joined = b.add("Concat", b.pair("x", 0.05, 100), b.pair("y", 0.02, 120), axis=1)
+    operands = [] if op == "Relu" else [b.constant(np.float32(3))]
+    result = b.add(op, b.pair(joined, 0.05, 100), *operands)
+    return b.model({"x": (1, 8, 8, 8), "y": (1, 8, 8, 8)}, b.pair(result, 0.06, 0 if op == "Relu" else 30))
+
+
+@pytest.mark.parametrize(
+    "model",
+    [concat_model(), *(joined_maps(op) for op in ("Add", "Sub", "Mul", "Div", "Relu"))],
+    ids=["batch norm", "Add", "Sub", "Mul", "Div", "Relu"],
+)
+def test_openvino_compiles_scaled_concatenations_with_the_pass_and_crashes_without(
+    model: onnx.ModelProto, tmp_path: Path
+) -> None:
     """Should the second half fail, OpenVINO compiles them by itself, and the pass can go."""
-    model = concat_model()
     lowered, changed = lower(model, PartConcats())
     assert changed == ["part-concats"]
-    feeds = {"x": noise(1, 1, 8, 8, 8)}
+    feeds = {item.name: noise(1, 1, 8, 8, 8) for item in model.graph.input}
     np.testing.assert_array_equal(run(lowered, feeds), run(model, feeds))
     codes = []
     for name, item in (("with", lowered), ("without", model)):
