@@ -67,6 +67,12 @@ class Builder:
 
 def run(model: onnx.ModelProto, feeds: Mapping[str, Array], *, optimized: bool = False) -> Array:
     """Run in ONNX Runtime, operation by operation unless `optimized`."""
+    result: Array = open_session(model, optimized=optimized).run(None, dict(feeds))[0]
+    return result
+
+
+def open_session(model: onnx.ModelProto, *, optimized: bool = False) -> Any:
+    """Open in ONNX Runtime, which goes operation by operation unless `optimized`."""
     import onnxruntime as ort
 
     options = ort.SessionOptions()
@@ -74,20 +80,22 @@ def run(model: onnx.ModelProto, feeds: Mapping[str, Array], *, optimized: bool =
     options.log_severity_level = 4
     level = ort.GraphOptimizationLevel
     options.graph_optimization_level = level.ORT_ENABLE_ALL if optimized else level.ORT_DISABLE_ALL
-    session = ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    result: Array = session.run(None, dict(feeds))[0]
-    return result
+    return ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
 
 
 def run_openvino(model: onnx.ModelProto, feeds: Mapping[str, Array]) -> Array:
     """Run in OpenVINO's CPU plugin; skips the test where it is not installed."""
+    result: Array = compile_openvino(model)(dict(feeds))[0]
+    return result
+
+
+def compile_openvino(model: onnx.ModelProto) -> Any:
+    """Compile for OpenVINO's CPU plugin; skips the test where it is not installed."""
     openvino = pytest.importorskip("openvino", reason="needs OpenVINO")
     core = openvino.Core()
     # As the target does: processors with AMX would compute float layers in bfloat16.
     precision = {"INFERENCE_PRECISION_HINT": "f32"}
-    compiled = core.compile_model(core.read_model(model.SerializeToString()), "CPU", precision)
-    result: Array = compiled(dict(feeds))[0]
-    return result
+    return core.compile_model(core.read_model(model.SerializeToString()), "CPU", precision)
 
 
 def operators_after_optimization(model: onnx.ModelProto, folder: Any) -> list[str]:

@@ -1,0 +1,130 @@
+"""Networks that nobody wrote: every profile means the float network, every target's graph and engine the profile's.
+
+Each network runs in a process of its own: OpenVINO has ended it more than once.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx
+import pytest
+from lowering_graphs import compile_openvino, open_session
+
+from edgeattn.export.from_onnx import load_float_onnx
+from edgeattn.export.qdq import emit_qdq
+from edgeattn.export.reorder import reorder_channels
+from edgeattn.lower import lower_model
+from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.pixel_input import pixel_model
+from edgeattn.quant.plan import PROFILES
+from edgeattn.quant.ptq import make_plan
+
+pytest.importorskip("torch", reason="torch is not installed")
+pytest.importorskip("openvino", reason="openvino is not installed")
+
+TARGETS = ("ort-cpu", "openvino-cpu", "tensorrt", "ort-portable", "ort-web")
+NEAR_DB = 30.0
+"""An engine that is so near to its graph computes it, however little the graph's own quantization costs."""
+MEAN = np.asarray([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
+DEVIATION = np.asarray([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
+
+
+def photographs(seed: int, count: int) -> list[Any]:
+    """Return pixels as a network reads them: blocks with noise."""
+    generator = np.random.default_rng(seed)
+    images = []
+    for _ in range(count):
+        blocks = generator.integers(0, 256, (1, 3, 8, 8)).repeat(4, 2).repeat(4, 3)
+        pixels = np.clip(blocks + generator.integers(-20, 21, blocks.shape), 0, 255)
+        images.append(((pixels / 255 - MEAN) / DEVIATION).astype(np.float32))
+    return images
+
+
+def sqnr_db(wanted: Any, got: Any) -> float:
+    noise = float(np.square(got.astype(np.float64) - wanted).sum())
+    return (
+        float("inf")
+        if noise == 0
+        else 10 * np.log10(float(np.square(wanted, dtype=np.float64).sum()) / noise)
+    )
+
+
+def faults(seed: int, folder: Path) -> list[str]:
+    """Return what is wrong with a network, its plan, its graphs and its engines."""
+    import torch
+    from random_networks import export, random_network
+
+    images = photographs(seed, 28)
+    calibration, held_out = images[:20], images[20:]
+    path = folder / f"{seed}.onnx"
+    path.write_bytes(export(random_network(seed, torch.from_numpy(np.concatenate(calibration)))))
+    canonical = load_float_onnx(path)
+
+    def outputs(model: onnx.ModelProto, *, optimized: bool = False) -> Any:
+        session = open_session(model, optimized=optimized)
+        return np.concatenate([session.run(None, {"image": image})[0] for image in held_out])
+
+    found = []
+    floats = outputs(canonical)
+    if sqnr_db(outputs(onnx.load(str(path))), floats) < 80:
+        found.append("the canonical graph")
+    in_pixels = pixel_model(canonical, calibration)
+    planned = in_pixels or canonical
+    config = PtqConfig(tuning_steps=4 if seed % 4 == 0 else 0, exact=bool(seed % 2))
+    plan = make_plan(planned, calibration, config, plain=canonical if in_pixels else None)
+    for profile in PROFILES:
+        in_place = emit_qdq(planned, plan, profile, reorders_channels=False)
+        quantized = reorder_channels(in_place, planned, plan, profile, held_out)
+        plain = outputs(quantized)
+        bound = min(NEAR_DB, sqnr_db(floats, plain))
+        for target in TARGETS:
+            lowered, _ = lower_model(quantized, target)
+            made = {"graph": outputs(lowered)}
+            if target == "ort-cpu":
+                made["engine"] = outputs(lowered, optimized=True)
+            if target == "openvino-cpu":
+                compiled = compile_openvino(lowered)
+                made["engine"] = np.concatenate([compiled({"image": image})[0] for image in held_out])
+            found += [
+                f"{profile} {target} {what}: {sqnr_db(plain, got):.1f} dB, wanted {bound:.1f}"
+                for what, got in made.items()
+                if not sqnr_db(plain, got) >= bound
+            ]
+    return found
+
+
+def _report(seed: int, folder: Path, channel: Any) -> None:
+    try:
+        channel.send(faults(seed, folder))
+    except Exception as exc:
+        channel.send([f"{type(exc).__name__}: {exc}"])
+
+
+def check(seed: int, folder: Path) -> None:
+    mine, its = multiprocessing.Pipe(duplex=False)
+    process = multiprocessing.get_context("fork").Process(target=_report, args=(seed, folder, its))
+    process.start()
+    its.close()
+    try:
+        found = mine.recv()
+    except EOFError:
+        process.join()
+        found = [f"the process ended with {process.exitcode}"]
+    process.join()
+    assert not found, f"random_networks.random_network({seed}): {found}"
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_every_target_computes_a_random_network(seed: int, tmp_path: Path) -> None:
+    check(seed, tmp_path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", range(6, 406, 50))
+def test_every_target_computes_many_random_networks(first: int, tmp_path: Path) -> None:
+    for seed in range(first, first + 50):
+        check(seed, tmp_path)
