@@ -15,6 +15,7 @@ from edgeattn.quant.plan import QuantPlan
 __all__ = ["with_extents"]
 
 EXTENT_IMAGES = 32
+_ENDLESS = 1e30  # what a plan may hold at most: such a tensor stays float32
 _ZERO = 1e-6  # a tensor that never leaves zero is described by an extent this small
 
 
@@ -33,10 +34,26 @@ def with_extents(plan: QuantPlan, graph: Graph, images: Sequence[NDArray[np.floa
     apply_channel_scales(adjusted, plan.channel_scales)
     step = max(1, len(images) // EXTENT_IMAGES)
     chosen = images[::step][:EXTENT_IMAGES]
-    found = collect_statistics(adjusted.to_model(), _float_activations(adjusted), chosen, histograms=False)
-    largest = {name: max(-item.low, item.high) for name, item in found.items()}
+    masked = _masked(adjusted)
+    measured = [name for name in _float_activations(adjusted) if name not in masked]
+    found = collect_statistics(adjusted.to_model(), measured, chosen, histograms=False)
+    largest = {name: max(-item.low, item.high) for name, item in found.items()} | dict.fromkeys(
+        masked, _ENDLESS
+    )
     extents = {name: value if value > _ZERO else 0.0 for name, value in largest.items()}
     return plan.model_copy(update={"extents": extents})
+
+
+def _masked(graph: Graph) -> set[str]:
+    """Return what holds infinite values by construction: scores behind a mask, up to their softmax."""
+    endless = {
+        name for name, value in graph.constants.items() if value.dtype.kind == "f" and np.isinf(value).any()
+    }
+    constants = set(endless)
+    for node in graph.nodes if endless else ():
+        if node.op_type != "Softmax" and endless.intersection(node.input):
+            endless.update(node.output)
+    return endless - constants
 
 
 def _float_activations(graph: Graph) -> list[str]:

@@ -239,7 +239,7 @@ _MASK = -1000.0
 
 
 def _masked_nodes(graph: Graph) -> set[int]:
-    """Return sums with a mask of very negative constants, and what lies between them and their softmax.
+    """Return what puts a mask of very negative constants over scores, and what lies between it and their softmax.
 
     A range that holds the mask leaves nothing of 8 bits to the scores.
     """
@@ -247,7 +247,7 @@ def _masked_nodes(graph: Graph) -> set[int]:
     waiting = [
         node
         for node in graph.nodes
-        if node.op_type == "Add"
+        if node.op_type in ("Add", "Where")
         and any(
             name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < _MASK
             for name in node.input

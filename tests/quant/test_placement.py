@@ -10,7 +10,10 @@ import pytest
 import torch
 from onnx import TensorProto, helper, numpy_helper
 
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.extents import with_extents
 from edgeattn.quant.placement import GateRegion, Placement, place_quantizers
+from edgeattn.quant.plan import QuantPlan
 
 
 def model_of(
@@ -215,6 +218,27 @@ def test_masked_scores_stay_float_up_to_their_softmax() -> None:
         placed = place_quantizers(model)
         assert {"scores", "weights"} <= {*placed.activations, *placed.same_range}
         assert ("masked" in placed.activations) == quantized
+
+
+def test_scores_that_a_mask_makes_infinite_are_planned_around() -> None:
+    """As CCNet keeps a place from being counted twice."""
+    model = model_of(
+        [
+            node("MatMul", "input input", "scores"),
+            node("Where", "mask endless scores", "masked"),
+            node("Softmax", "masked", "weights"),
+            node("MatMul", "weights input", "logits"),
+        ],
+        {"mask": np.eye(6, dtype=bool), "endless": np.float32(-np.inf)},
+    )
+    placed = place_quantizers(model)
+    assert {"scores", "weights"} <= {*placed.activations, *placed.same_range}
+    assert "masked" not in placed.activations
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    images = [np.random.default_rng(seed).standard_normal(shape).astype(np.float32) for seed in range(2)]
+    plan = with_extents(QuantPlan(method="ptq", activations={}, weights={}), Graph(model), images)
+    assert plan.extents["masked"] > 65504
+    assert 0 < plan.extents["weights"] <= 1
 
 
 def test_scores_of_a_gates_softmax_stay_float_under_the_float_policy() -> None:
