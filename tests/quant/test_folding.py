@@ -121,5 +121,16 @@ def test_plans_that_cannot_be_folded_are_refused() -> None:
     # Behind an add there is no bias that could take it.
     with pytest.raises(ModelError, match="calibrate this one"):
         emit_qdq(model, with_item("stem_act"), "s8")
-    with pytest.raises(ModelError, match="wider than the clip"):
-        emit_qdq(model, with_item("depthwise_act", high=9.0), "s8")
+
+
+def test_a_range_wider_than_its_clip_leaves_the_clip_in_the_shifted_graph() -> None:
+    model, images = inverted_residual(), pictures(8)
+    plan = make_plan(model, images, QUICK)
+    wider = plan.activations["depthwise_act"].model_copy(update={"folds_zero_point": True, "high": 9.0})
+    quantized = emit_qdq(
+        model, plan.model_copy(update={"activations": {**plan.activations, "depthwise_act": wider}}), "s8"
+    )
+    assert [node.op_type for node in quantized.graph.node].count("Clip") == 1
+    for image in images:
+        wanted = run(model, image)[0]
+        assert np.abs(run(quantized, image)[0] - wanted).max() < 0.1 * np.abs(wanted).max()
