@@ -48,6 +48,10 @@ def _dynamic_shapes(view: View) -> Iterator[Evidence]:
         if not dims or any(dim.dim_value <= 0 for dim in dims):
             yield Evidence(item.name, item.name, f"shape {shown}")
     for node in view.nodes("Shape", "NonZero", "Loop", "If"):
+        # Exporters ask for sizes that are known: every tool folds those.
+        sizes = view.shapes.get(node.input[0], ()) if node.op_type == "Shape" else ()
+        if sizes and all(size > 0 for size in sizes):
+            continue
         yield Evidence(name_of(node), node.output[0], f"{node.op_type} at run time")
 
 

@@ -237,6 +237,13 @@ def run(model: onnx.ModelProto) -> np.ndarray:
     return result
 
 
+def test_the_shape_of_a_tensor_of_fixed_size_is_no_dynamic_shape() -> None:
+    net = Net()
+    shape = net.add("Shape", net.add("Relu", "x"))
+    model = net.model(net.add("Expand", net.add("GlobalAveragePool", "x"), shape))
+    assert "OPS003" not in {finding.rule for finding in lint_graph(Graph(model), "openvino")}
+
+
 def test_every_rule_has_its_examples_and_an_id_of_its_own() -> None:
     assert [rule.id for rule in RULES] == list(dict.fromkeys(rule.id for rule in RULES))
     assert {rule.id for rule in RULES} == set(CASES)
