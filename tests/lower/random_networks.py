@@ -45,6 +45,13 @@ _SWISHES: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+def _shuffle(x: Tensor) -> Tensor:
+    count, channels, height, width = x.shape
+    return (
+        x.view(count, 2, channels // 2, height, width).transpose(1, 2).reshape(count, channels, height, width)
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class _Map:
     """A map that was computed: where it stands among all, its channels and its side."""
@@ -229,7 +236,7 @@ class RandomNetwork(nn.Module):
             self._take(source, _Step(lambda x: functional.max_pool2d(x, 3, 1, 1)))
             return channels, side
         if kind == "shuffle" and channels % 2 == 0:
-            self._take(source, nn.ChannelShuffle(2))
+            self._take(source, _Step(_shuffle))
             return channels, side
         if kind == "half" and channels % 2 == 0:
             self._take(source, _Step(lambda x: x.chunk(2, 1)[1]))
