@@ -28,16 +28,14 @@ class FoldScaling(EveryGraph):
     def __call__(self, graph: Graph) -> bool:
         """Fold every product that only a QuantizeLinear reads."""
         changed = False
-        for node in list(graph.nodes):
-            found = _scaled(graph, node)
-            if found is None:
-                continue
-            source, factor, quantize = found
+        # A product that is gone may have kept the one before it from its quantization.
+        while found := next(filter(None, (_scaled(graph, node) for node in graph.nodes)), None):
+            product, source, factor, quantize = found
             scale = graph.constants[quantize.input[1]]
             name = graph.fresh_name(f"{quantize.output[0]}.unscaled")
             graph.constants[name] = (scale.astype(np.float64) / factor).astype(np.float32)
             quantize.input[0], quantize.input[1] = source, name
-            graph.nodes.remove(node)
+            graph.nodes = [node for node in graph.nodes if node is not product]
             graph.reindex()
             changed = True
         return changed
@@ -48,7 +46,7 @@ class FoldScaling(EveryGraph):
         return f"{left[0]!r} still multiplies by a scalar" if left else ""
 
 
-def _scaled(graph: Graph, node: NodeProto) -> tuple[str, float, NodeProto] | None:
+def _scaled(graph: Graph, node: NodeProto) -> tuple[NodeProto, str, float, NodeProto] | None:
     if node.op_type != "Mul":
         return None
     quantize = quantize_behind(graph, node.output[0])
@@ -60,5 +58,5 @@ def _scaled(graph: Graph, node: NodeProto) -> tuple[str, float, NodeProto] | Non
             # A scalar of higher rank than the map would also change its shape.
             if graph.constants[node.input[other]].ndim > 1:
                 return None
-            return node.input[source], factor, quantize
+            return node, node.input[source], factor, quantize
     return None

@@ -121,6 +121,18 @@ def test_a_folded_scalar_moves_a_result_by_at_most_one_step(factor: float, seed:
     assert np.abs(run(model, feeds) - run(lowered, feeds)).max() <= 0.04 * 1.001
 
 
+def test_scalars_one_behind_the_other_are_all_folded() -> None:
+    """As GELU's half behind which somebody doubles."""
+    b = Builder()
+    once = b.add("Mul", quantized_input(b), b.constant(np.float32(0.5)))
+    twice = b.add("Mul", b.constant(np.float32(3)), once)
+    model = b.model({"x": (1, 3, 4, 6)}, b.pair(twice, 0.04, 128))
+    lowered, _ = lower(model, FoldScaling())
+    assert "Mul" not in operators(lowered)
+    feeds = {"x": noise(5, 1, 3, 4, 6)}
+    assert np.abs(run(model, feeds) - run(lowered, feeds)).max() <= 0.04 * 1.001
+
+
 @pytest.mark.parametrize("factor", [-2.0, 0.0])
 def test_a_factor_that_is_not_positive_stays(factor: float) -> None:
     b = Builder()
