@@ -29,6 +29,8 @@ pytest.importorskip("openvino", reason="openvino is not installed")
 TARGETS = ("ort-cpu", "openvino-cpu", "tensorrt", "ort-portable", "ort-web")
 NEAR_DB = 30.0
 """An engine that is so near to its graph computes it, however little the graph's own quantization costs."""
+SLACK_DB = 6.0
+"""Runtimes leave out or add roundings here and there; a lost clip or bias costs 15 dB and more."""
 MEAN = np.asarray([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
 DEVIATION = np.asarray([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
 
@@ -80,7 +82,7 @@ def faults(seed: int, folder: Path) -> list[str]:
         in_place = emit_qdq(planned, plan, profile, reorders_channels=False)
         quantized = reorder_channels(in_place, planned, plan, profile, held_out)
         plain = outputs(quantized)
-        bound = min(NEAR_DB, sqnr_db(floats, plain))
+        bound = min(NEAR_DB, sqnr_db(floats, plain)) - SLACK_DB
         for target in TARGETS:
             lowered, _ = lower_model(quantized, target)
             made = {"graph": outputs(lowered)}
