@@ -163,7 +163,12 @@ def quantize(
         Path, typer.Argument(metavar="MODEL", help="A float32 ONNX classifier with a fixed input.")
     ],
     calibration: Annotated[
-        str, typer.Option(metavar="C", help="A manifest, a folder of images, or an .npy file of NCHW inputs.")
+        str,
+        typer.Option(
+            metavar="C",
+            help="A manifest, a folder of images, or an .npy file of NCHW inputs. A folder's images are normalized "
+            "as for ImageNet, or stay pixels of 0 to 255 where the model scales them itself.",
+        ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where engines and report go.")],
     target: Annotated[

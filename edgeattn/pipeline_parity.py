@@ -24,6 +24,7 @@ from edgeattn.pipeline_deploy import module_of
 from edgeattn.pipeline_parity_data import ParityData, load_parity_data, load_run
 from edgeattn.pipeline_parity_verdict import judge_parity, top1_spread
 from edgeattn.pipeline_probe import compare_layers
+from edgeattn.pipeline_tools import reads_pixels
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.targets import Target, get_target
 from edgeattn.targets.reference import make_program
@@ -105,8 +106,11 @@ def parity_model(
     entries = _entries(targets, profiles, files)
     models = {profile: read_onnx(path) for profile, path in files.items()}
     base = models.get("fp32", next(iter(models.values())))
-    shape = Graph(base).io_specs()[0][0].shape
-    found = load_parity_data(load_run(model), data, shape, progress, limit, with_seen=with_seen)
+    graph = Graph(base)
+    shape = graph.io_specs()[0][0].shape
+    found = load_parity_data(
+        load_run(model), data, shape, progress, limit, with_seen=with_seen, pixels=reads_pixels(graph)
+    )
     result: dict[str, Any] = {
         "schema_version": 1,
         "n": len(found.tensors),

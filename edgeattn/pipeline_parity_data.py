@@ -111,6 +111,7 @@ def load_parity_data(
     limit: int | None,
     *,
     with_seen: bool = False,
+    pixels: bool = False,
 ) -> ParityData:
     """Load inputs of a model's shape.
 
@@ -122,6 +123,7 @@ def load_parity_data(
         progress: Hears how far decoding is.
         limit: Most images to use; unseen ones come first.
         with_seen: Take what the run learned from as well.
+        pixels: Whether a model that is from no run takes images as pixels of 0 to 255.
 
     Raises:
         DataError: If there are no such images.
@@ -132,7 +134,7 @@ def load_parity_data(
         tensors = inputs_for(data, shape, progress)[:limit]
         return ParityData(tensors, None, None, 0, (), data.name)
     own = _own_splits(run, data, progress)
-    preprocess = run.spec.preprocess if run is not None else usual_preprocess(shape)
+    preprocess = run.spec.preprocess if run is not None else usual_preprocess(shape, pixels=pixels)
     if own is not None:
         sets: tuple[ImageSet, ...] = (own.validation,)
         seen_sets: tuple[ImageSet, ...] = (own.train,)

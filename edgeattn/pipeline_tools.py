@@ -40,10 +40,22 @@ from edgeattn.report import (
 )
 from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
 
-__all__ = ["bench_engines", "inputs_for", "quantize_onnx", "reference_logits", "usual_preprocess"]
+__all__ = [
+    "bench_engines",
+    "inputs_for",
+    "quantize_onnx",
+    "reads_pixels",
+    "reference_logits",
+    "usual_preprocess",
+]
 
 _LARGEST_CALIBRATION = 256
 _SENSITIVITY_IMAGES = 8
+_BEFORE_LAYERS = frozenset(
+    {"Add", "Cast", "DequantizeLinear", "Div", "Mul", "Pad", "QuantizeLinear", "Sub", "Transpose"}
+)
+_PIXEL_SCALE = 1 / 32
+"""Between what maps pixels to a network's values (1/255 over a deviation of 0.2) and what merely normalizes these."""
 
 
 def quantize_onnx(
@@ -64,7 +76,8 @@ def quantize_onnx(
     Args:
         model: ONNX file with one float32 NCHW image input of fixed size, batch 1, and one output.
         calibration: A manifest, a folder of images, or an .npy file of float32 NCHW inputs. Images of a
-            folder are resized to the model's input and normalized with ImageNet's mean and std.
+            folder are resized to the model's input and normalized with ImageNet's mean and std, or stay pixels of 0 to
+            255 where the model scales these itself.
         out: Folder for engines and report.
         targets: Names; empty means every target that builds here.
         config: How ranges follow from samples; None means the defaults.
@@ -88,7 +101,8 @@ def quantize_onnx(
     float_model = load_float_onnx(model)
     graph = Graph(float_model)
     shape = graph.io_specs()[0][0].shape
-    tensors = inputs_for(Path(calibration), shape, progress)
+    pixels = reads_pixels(graph)
+    tensors = inputs_for(Path(calibration), shape, progress, pixels=pixels)
     half = max(16, len(tensors) // 2) if len(tensors) >= 32 else len(tensors)
     images, held_out = tensors[:half], tensors[half:] if half < len(tensors) else tensors
     config, batches = config or PtqConfig(), [image[None] for image in images[:_LARGEST_CALIBRATION]]
@@ -138,7 +152,12 @@ def quantize_onnx(
         layers=layers,
     )
     report = Report(
-        recipe={"name": model.stem, "model": model.name, "calibration": str(calibration)},
+        recipe={
+            "name": model.stem,
+            "model": model.name,
+            "calibration": str(calibration),
+            "images": "pixels, 0 to 255" if pixels else "normalized as for ImageNet",
+        },
         fingerprint=fp32.sha256,
         environment=describe_environment(),
         verdict="pass",
@@ -209,9 +228,27 @@ def bench_engines(
     return {"target": target, "baseline": name, "latencies": {name: latency.to_json()}, "ratios": {}}
 
 
-def inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDArray[np.float32]:
-    """Load inputs of a model's shape (1, C, H, W)."""
-    preprocess = None if source.suffix.lower() == ".npy" else usual_preprocess(shape)
+def reads_pixels(graph: Graph) -> bool:
+    """Return whether a model scales its image down by itself, as by 1/255: it wants pixels of 0 to 255.
+
+    Args:
+        graph: Float or quantized, with one input.
+    """
+    name, scale = graph.input_names[0], 1.0
+    while (node := graph.only_consumer(name)) is not None and node.op_type in _BEFORE_LAYERS:
+        constants = [graph.constants[item] for item in node.input if item in graph.constants]
+        if node.op_type in ("Mul", "Div") and constants:
+            size = np.abs(constants[0].astype(np.float64))
+            scale *= float(size.max()) if node.op_type == "Mul" else 1.0 / max(float(size.min()), 1e-9)
+        name = node.output[0]
+    return scale < _PIXEL_SCALE
+
+
+def inputs_for(
+    source: Path, shape: tuple[int, ...], progress: Progress, *, pixels: bool = False
+) -> NDArray[np.float32]:
+    """Load inputs of a model's shape (1, C, H, W); images become what `usual_preprocess` says."""
+    preprocess = None if source.suffix.lower() == ".npy" else usual_preprocess(shape, pixels=pixels)
     found = load_calibration(
         source,
         None,
@@ -225,8 +262,12 @@ def inputs_for(source: Path, shape: tuple[int, ...], progress: Progress) -> NDAr
     return found.tensors
 
 
-def usual_preprocess(shape: tuple[int, ...]) -> Preprocess:
+def usual_preprocess(shape: tuple[int, ...], *, pixels: bool = False) -> Preprocess:
     """Return how images become a model's input (1, 3, size, size): ImageNet's way, in proportion to its size.
+
+    Args:
+        shape: Of the input.
+        pixels: Leave pixels as they are, 0 to 255.
 
     Raises:
         ModelError: If the input has another shape.
@@ -241,7 +282,9 @@ def usual_preprocess(shape: tuple[int, ...]) -> Preprocess:
         raise ModelError(
             f"The model's input has shape {shape}, which images do not fit: expected (1, 3, size, size). {way}."
         )
-    return Preprocess(size=shape[2], resize=round(shape[2] * 256 / 224))
+    chosen = Preprocess(size=shape[2], resize=round(shape[2] * 256 / 224))
+    as_they_are = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
+    return chosen.model_copy(update=as_they_are) if pixels else chosen
 
 
 def reference_logits(

@@ -20,7 +20,7 @@ __all__ = ["reorder_channels"]
 Float64 = NDArray[np.float64]
 
 _IMAGES = 4
-_FLOAT_SHARE = 1e-6
+_FLOAT_SHARE = 1e-4
 """Of the outputs' power: what another order of sums may change in float."""
 _SHARE = 0.01
 _OF_QUANTIZATION = 2.0
