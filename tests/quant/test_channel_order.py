@@ -181,6 +181,27 @@ def test_a_reordering_that_forgets_the_readers_is_caught(monkeypatch: pytest.Mon
         reorder.reorder_channels(expected, model, plan, "u8", pictures(2))
 
 
+@pytest.mark.parametrize(
+    ("moved", "quantized", "message"),
+    [(1.0, 0.2, ""), (1.0, 0.9, "the QDQ graph"), (1.2, 0.2, "the float graph")],
+    ids=["roundings", "another network", "another order"],
+)
+def test_roundings_may_fall_otherwise_where_quantization_costs_as_much(
+    monkeypatch: pytest.MonkeyPatch, moved: float, quantized: float, message: str
+) -> None:
+    """Outputs of 1 in float: quantization takes a fifth off, and the reordered graph puts something on."""
+    model = residual_network(0)
+    plan = _plan(model, PROVEN)
+    expected = emit_qdq(model, plan, "u8", reorders_channels=False)
+    outputs = iter([1.0, moved, 0.8, 0.8 + quantized])
+    monkeypatch.setattr(reorder, "_outputs", lambda *_: np.full((1, 10), next(outputs)))
+    if message:
+        with pytest.raises(ParityError, match=message):
+            reorder.reorder_channels(expected, model, plan, "u8", pictures(2))
+    else:
+        assert reorder.reorder_channels(expected, model, plan, "u8", pictures(2)) != expected
+
+
 def test_layers_that_stay_float_keep_the_order_of_what_they_read() -> None:
     """Sums of floats depend on it; integers do not."""
     model = _awkward()
