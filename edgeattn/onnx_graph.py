@@ -6,6 +6,7 @@ consumers, constants and shapes are written once. Models are plain `onnx.ModelPr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -17,7 +18,16 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from edgeattn.artifact import IoSpec
 from edgeattn.errors import ModelError
 
-__all__ = ["Graph", "attribute", "io_spec", "is_clip", "mark_clip", "take_pads", "tensor_dtype"]
+__all__ = [
+    "Graph",
+    "attribute",
+    "clip_bounds",
+    "io_spec",
+    "is_clip",
+    "mark_clip",
+    "take_pads",
+    "tensor_dtype",
+]
 
 Array = NDArray[Any]
 
@@ -166,6 +176,12 @@ class Graph:
                 if name:
                     consumers.setdefault(name, []).append(node)
 
+    def replace(self, node: NodeProto, new: NodeProto) -> None:
+        """Put `new` in the place of a node."""
+        # By identity: comparing nodes compares all that they hold.
+        self.nodes = [new if other is node else other for other in self.nodes]
+        self.reindex()
+
     def copy_node(self, node: NodeProto, stem: str) -> NodeProto:
         """Add a copy of a node with one result, before all others, and return it; its result starts with `stem`."""
         own = NodeProto()
@@ -312,6 +328,19 @@ def _copy(node: NodeProto) -> NodeProto:
     clone = NodeProto()
     clone.CopyFrom(node)
     return clone
+
+
+def clip_bounds(graph: Graph, node: NodeProto | None) -> tuple[float, float] | None:
+    """Return the ends of a Clip or Relu, infinite where it has none; None for anything else, and for computed ends."""
+    if node is None or node.op_type not in ("Clip", "Relu"):
+        return None
+    if node.op_type == "Relu":
+        return 0.0, math.inf
+    low, high = (
+        graph.scalar(name) if name else absent
+        for name, absent in zip((*node.input[1:3], "", "")[:2], (-math.inf, math.inf), strict=True)
+    )
+    return None if low is None or high is None else (low, high)
 
 
 def io_spec(item: onnx.ValueInfoProto) -> IoSpec:

@@ -24,7 +24,7 @@ from edgeattn.errors import ModelError
 from edgeattn.export.canonical import WeightOrigin
 from edgeattn.export.float_onnx import INPUT_NAME, FloatExport, shadow
 from edgeattn.export.learned_quantizer import LearnedQuantizer
-from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_graph import Graph, clip_bounds
 from edgeattn.quant.apply import apply_plan_constants, weight_integers
 from edgeattn.quant.nncf_ptq import quiet_nncf
 from edgeattn.quant.placement import Placement, place_quantizers
@@ -332,11 +332,8 @@ def _hooked(
 
 def _upper_clip(graph: Graph, name: str) -> float:
     """Return the upper bound of the clip that writes a tensor, or infinity."""
-    node = graph.producer.get(name)
-    if node is None or node.op_type != "Clip" or len(node.input) < 3:
-        return math.inf
-    bound = graph.scalar(node.input[2])
-    return bound if bound is not None and bound > 0 else math.inf
+    bounds = clip_bounds(graph, graph.producer.get(name))
+    return bounds[1] if bounds is not None and bounds[1] > 0 else math.inf
 
 
 def _trains_unsigned(wanted: ActivationRange) -> bool:

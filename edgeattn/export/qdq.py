@@ -12,11 +12,11 @@ import math
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, checker, helper
+from onnx import ModelProto, checker, helper
 
 from edgeattn.errors import ModelError
 from edgeattn.export.extents import attach_extents
-from edgeattn.onnx_graph import Graph, mark_clip, take_pads
+from edgeattn.onnx_graph import Graph, clip_bounds, mark_clip, take_pads
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.channel_order import apply_channel_orders
 from edgeattn.quant.folding import fold_zero_points
@@ -81,7 +81,7 @@ def _shift_clip(graph: Graph, name: str, shift: float) -> None:
     node = graph.producer[name]
     if node.op_type not in ("Clip", "Relu"):
         return
-    bounds = _bounds(graph, node)
+    bounds = clip_bounds(graph, node)
     if bounds is None:
         raise ModelError(
             f"The bounds of {node.name!r} are computed by the model. Export it with constant ones."
@@ -92,9 +92,7 @@ def _shift_clip(graph: Graph, name: str, shift: float) -> None:
         if math.isfinite(bound):
             inputs[-1] = graph.fresh_name(f"{name}.{end}")
             graph.constants[inputs[-1]] = np.asarray(bound + shift, np.float32)
-    place = next(index for index, other in enumerate(graph.nodes) if other is node)
-    graph.nodes[place] = helper.make_node("Clip", inputs, [name], name=node.name)
-    graph.reindex()
+    graph.replace(node, helper.make_node("Clip", inputs, [name], name=node.name))
 
 
 def _pad_integers(graph: Graph, name: str, zero: int) -> None:
@@ -139,12 +137,10 @@ def _quantize_constant(graph: Graph, name: str, scales: NDArray[np.float32]) -> 
 def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> bool:
     """Remove the clip that writes `name`, or the bounds of it, where the range implies them; say whether it did."""
     node = graph.producer.get(name)
-    if node is None or node.op_type not in ("Clip", "Relu") or name in graph.output_names:
+    bounds = clip_bounds(graph, node)
+    if node is None or bounds is None or name in graph.output_names:
         return False
     if graph.only_consumer(node.input[0]) is None:
-        return False
-    bounds = _bounds(graph, node)
-    if bounds is None:
         return False
     low, high = bounds
     # One float32 step of slack: a scale is rounded, the bound it came from is not.
@@ -157,26 +153,12 @@ def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> bool:
         # By identity: comparing nodes compares all that they hold.
         graph.nodes = [other for other in graph.nodes if other is not node]
         before.output[:] = [name if out == node.input[0] else out for out in before.output]
+        graph.reindex()
     elif keeps_high and low == 0.0 and node.op_type == "Clip":
-        place = next(index for index, other in enumerate(graph.nodes) if other is node)
-        graph.nodes[place] = helper.make_node("Relu", [node.input[0]], [name], name=node.name)
+        graph.replace(node, helper.make_node("Relu", [node.input[0]], [name], name=node.name))
     else:
         return False
-    graph.reindex()
     return True
-
-
-def _bounds(graph: Graph, node: NodeProto) -> tuple[float, float] | None:
-    """Return the ends of a Clip or Relu; None if the graph computes them."""
-    if node.op_type == "Relu":
-        return 0.0, math.inf
-    ends = []
-    for item, absent in zip((*node.input[1:3], "", "")[:2], (-math.inf, math.inf), strict=True):
-        value = graph.scalar(item) if item else absent
-        if value is None:
-            return None
-        ends.append(value)
-    return ends[0], ends[1]
 
 
 def _insert_pair(graph: Graph, name: str, params: QuantParams, *, clips: bool = False) -> None:

@@ -13,7 +13,7 @@ from edgeattn.lower.extents import bound_extents
 from edgeattn.lower.half_products import HalfProducts, float32_products
 from edgeattn.lower.half_remainder import HalfRemainder, float32_nodes, is_int8, remainder
 from edgeattn.lower.patterns import dequantize_of, quantize_behind
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_graph import Graph, attribute, clip_bounds
 
 __all__ = ["FLOAT32_PRODUCTS", "FLOAT32_REMAINDER", "RULES"]
 
@@ -89,11 +89,10 @@ def _implied_clip(graph: Graph, node: NodeProto) -> bool:
     if scale is None or zero is None or graph.only_consumer(node.input[0]) is None:
         return False
     limits, offset = np.iinfo(zero.dtype), int(zero.reshape(-1)[0])
-    low, high = 0.0, np.inf
-    if node.op_type == "Clip":
-        ends = [graph.scalar(name) if name else None for name in (*node.input[1:3], "", "")[:2]]
-        low = -np.inf if ends[0] is None else ends[0]
-        high = np.inf if ends[1] is None else ends[1]
+    bounds = clip_bounds(graph, node)
+    if bounds is None:
+        return False
+    low, high = bounds
     return low <= (limits.min - offset) * scale and high >= (limits.max - offset) * scale * (1 - 1e-6)
 
 

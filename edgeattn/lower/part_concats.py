@@ -37,7 +37,11 @@ class PartConcats(EveryGraph):
     def ensures(self, graph: Graph) -> str:
         """Check that no such concatenation is left."""
         left = _scaled_concats(graph)
-        return f"{left[0].name!r} quantizes a concatenation that is scaled" if left else ""
+        return (
+            f"{left[0].name!r} quantizes a concatenation that goes into what OpenVINO moves it across"
+            if left
+            else ""
+        )
 
 
 def _scaled_concats(graph: Graph) -> list[NodeProto]:

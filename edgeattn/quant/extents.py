@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import collect_statistics
 from edgeattn.quant.equalize import apply_channel_scales
+from edgeattn.quant.placement import masked_nodes
 from edgeattn.quant.plan import QuantPlan
 
 __all__ = ["with_extents"]
@@ -34,7 +35,8 @@ def with_extents(plan: QuantPlan, graph: Graph, images: Sequence[NDArray[np.floa
     apply_channel_scales(adjusted, plan.channel_scales)
     step = max(1, len(images) // EXTENT_IMAGES)
     chosen = images[::step][:EXTENT_IMAGES]
-    masked = _masked(adjusted)
+    scores = [node for node in masked_nodes(adjusted, -_ENDLESS) if node.op_type != "Softmax"]
+    masked = {name for node in scores for name in node.output}
     measured = [name for name in _float_activations(adjusted) if name not in masked]
     found = collect_statistics(adjusted.to_model(), measured, chosen, histograms=False)
     largest = {name: max(-item.low, item.high) for name, item in found.items()} | dict.fromkeys(
@@ -42,18 +44,6 @@ def with_extents(plan: QuantPlan, graph: Graph, images: Sequence[NDArray[np.floa
     )
     extents = {name: value if value > _ZERO else 0.0 for name, value in largest.items()}
     return plan.model_copy(update={"extents": extents})
-
-
-def _masked(graph: Graph) -> set[str]:
-    """Return what holds infinite values by construction: scores behind a mask, up to their softmax."""
-    endless = {
-        name for name, value in graph.constants.items() if value.dtype.kind == "f" and np.isinf(value).any()
-    }
-    constants = set(endless)
-    for node in graph.nodes if endless else ():
-        if node.op_type != "Softmax" and endless.intersection(node.input):
-            endless.update(node.output)
-    return endless - constants
 
 
 def _float_activations(graph: Graph) -> list[str]:

@@ -18,7 +18,7 @@ from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.config import GatePolicy
 from edgeattn.quant.pixel_input import pixel_nodes, pixel_ranges
 
-__all__ = ["BOUNDED_OUTPUT", "POOLS", "GateRegion", "Placement", "place_quantizers"]
+__all__ = ["BOUNDED_OUTPUT", "POOLS", "GateRegion", "Placement", "masked_nodes", "place_quantizers"]
 
 INT8_OPS = frozenset(
     [
@@ -163,7 +163,7 @@ def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tu
     What works on pooled maps stays float, and the scores of a softmax: the product with the full map is INT8
     under every policy, because a float product would cost more than the whole gate.
     """
-    result = _coordinate_nodes(graph) | _masked_nodes(graph) | {id(node) for node in pixel_nodes(graph)}
+    result = _coordinate_nodes(graph) | {id(node) for node in (*masked_nodes(graph), *pixel_nodes(graph))}
     for gate in gates:
         if gate.policy != "float":
             continue
@@ -238,18 +238,18 @@ def _coordinate_nodes(graph: Graph) -> set[int]:
 _MASK = -1000.0
 
 
-def _masked_nodes(graph: Graph) -> set[int]:
-    """Return what puts a mask of very negative constants over scores, and what lies between it and their softmax.
+def masked_nodes(graph: Graph, below: float = _MASK) -> list[NodeProto]:
+    """Return what puts a mask of constants `below` a bound over scores, and what follows up to their softmax, included.
 
     A range that holds the mask leaves nothing of 8 bits to the scores.
     """
-    result: set[int] = set()
+    result: dict[int, NodeProto] = {}
     waiting = [
         node
         for node in graph.nodes
         if node.op_type in ("Add", "Where")
         and any(
-            name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < _MASK
+            name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < below
             for name in node.input
         )
     ]
@@ -257,10 +257,10 @@ def _masked_nodes(graph: Graph) -> set[int]:
         node = waiting.pop()
         if id(node) in result:
             continue
-        result.add(id(node))
+        result[id(node)] = node
         if node.op_type != "Softmax":
             waiting.extend(other for other in graph.nodes if node.output[0] in other.input)
-    return result
+    return list(result.values())
 
 
 def _area(shape: tuple[int, ...]) -> int:

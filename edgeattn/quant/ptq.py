@@ -343,10 +343,11 @@ def _with_nncf(
             # NNCF's grid of a tensor that is never negative may begin below zero all the same.
             low = low if found[name][0] < 0 else 0.0
             found[name] = low, high, max(-low, high)
+    activations = planned_activations(adjusted, place, found)
     return plan.model_copy(
         update={
-            "activations": planned_activations(adjusted, place, found),
-            "weights": planned_weights(adjusted, place),
+            "activations": activations,
+            "weights": planned_weights(adjusted, place, activations),
             "channel_scales": decisions.channel_scales,
             "bias_shift": dict.fromkeys(PROFILES, shift) if shift else {},
         }

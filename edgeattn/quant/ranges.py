@@ -57,31 +57,8 @@ def with_ranges(
             low, high = estimate_range(statistics[name], estimator, config.percentile)
             found[name] = low, high, estimate_limit(statistics[name], estimator, config.percentile)
     activations = planned_activations(graph, place, found)
-    weights = _with_room_for_biases(graph, activations, planned_weights(graph, place))
+    weights = planned_weights(graph, place, activations)
     return plan.model_copy(update={"activations": activations, "weights": weights})
-
-
-def _with_room_for_biases(
-    graph: Graph, activations: Mapping[str, ActivationRange], weights: Mapping[str, list[float]]
-) -> dict[str, list[float]]:
-    """Widen scales so short that biases do not fit the accumulator, of weights that hardly count beside these.
-
-    Where weights are nearly zero, or a gate's squeezed channels never fire, an accumulator's step is 1e-11 or so. An
-    ordinary bias passes 32 bits in such steps, and ONNX Runtime adds what is left of it.
-    """
-    widened = dict(weights)
-    for node in graph.nodes:
-        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
-            continue
-        source, scales = activations.get(node.input[0]), weights.get(node.input[1])
-        bias = graph.constant(node.input[2])
-        if source is None or scales is None or bias is None or bias.size != len(scales):
-            continue
-        step = min(source.params(profile).scale for profile in PROFILES)
-        least = np.abs(bias.reshape(-1).astype(np.float64)) / (step * _LARGEST_BIAS)
-        pairs = zip(scales, least.tolist(), strict=True)
-        widened[node.input[1]] = [max(scale, floor) for scale, floor in pairs]
-    return widened
 
 
 def planned_activations(
@@ -114,8 +91,34 @@ def _gains_by_folding(graph: Graph, name: str, low: float, high: float, limit: f
     return (high - low) / 255 < FINER * limit / 127 and can_fold_zero_point(graph, name)
 
 
-def planned_weights(adjusted: Graph, place: Placement) -> dict[str, list[float]]:
-    """Return the scales of every planned weight."""
-    return {
+def planned_weights(
+    adjusted: Graph, place: Placement, activations: Mapping[str, ActivationRange]
+) -> dict[str, list[float]]:
+    """Return the scales of every planned weight, with room for the biases beside them."""
+    scales = {
         name: weight_scales(adjusted.constants[name], axis).tolist() for name, axis in place.weights.items()
     }
+    return _with_room_for_biases(adjusted, activations, scales)
+
+
+def _with_room_for_biases(
+    graph: Graph, activations: Mapping[str, ActivationRange], weights: Mapping[str, list[float]]
+) -> dict[str, list[float]]:
+    """Widen scales so short that biases do not fit the accumulator, of weights that hardly count beside these.
+
+    Where weights are nearly zero, or a gate's squeezed channels never fire, an accumulator's step is 1e-11 or so. An
+    ordinary bias passes 32 bits in such steps, and ONNX Runtime adds what is left of it.
+    """
+    widened = dict(weights)
+    for node in graph.nodes:
+        if node.op_type not in ("Conv", "Gemm") or len(node.input) < 3:
+            continue
+        source, scales = activations.get(node.input[0]), weights.get(node.input[1])
+        bias = graph.constant(node.input[2])
+        if source is None or scales is None or bias is None or bias.size != len(scales):
+            continue
+        step = min(source.params(profile).scale for profile in PROFILES)
+        least = np.abs(bias.reshape(-1).astype(np.float64)) / (step * _LARGEST_BIAS)
+        pairs = zip(scales, least.tolist(), strict=True)
+        widened[node.input[1]] = [max(scale, floor) for scale, floor in pairs]
+    return widened

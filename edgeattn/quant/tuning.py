@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from edgeattn.onnx_graph import Graph
+from edgeattn.onnx_graph import Graph, clip_bounds
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import ActivationRange, Profile, QuantParams, QuantPlan
 from edgeattn.quant.simulation import batches_of, channels_last, simulated
@@ -172,11 +172,8 @@ class _Widths:
 
 def _room_to_clip(graph: Graph, name: str, params: QuantParams) -> float:
     """Return the logarithm of how much wider a range may be inside the clip that writes its tensor."""
-    node = graph.producer.get(name)
-    if node is None or node.op_type != "Clip" or len(node.input) < 3 or not node.input[2]:
-        return math.inf
-    bound = graph.scalar(node.input[2])
-    return math.inf if bound is None or bound <= 0 else max(math.log(bound / params.high), 0.0)
+    bounds = clip_bounds(graph, graph.producer.get(name))
+    return math.inf if bounds is None or bounds[1] <= 0 else max(math.log(bounds[1] / params.high), 0.0)
 
 
 def _added(

@@ -125,6 +125,22 @@ def test_what_is_something_else_stays(steps: list[Step]) -> None:
     assert len(graph.nodes) == len(steps)
 
 
+def test_a_number_that_makes_a_map_of_a_vector_is_not_lost() -> None:
+    written = model(SUM, CLIP, ("Div", ["clipped", "6"], "y"))
+    written.graph.input[0].CopyFrom(helper.make_tensor_value_info("x", TensorProto.FLOAT, (4, 5)))
+    written.graph.output[0].CopyFrom(helper.make_tensor_value_info("y", TensorProto.FLOAT, (1, 1, 4, 5)))
+    for item in written.graph.initializer:
+        if item.name == "6":
+            item.dims[:] = [1, 1, 1, 1]
+    # A clip takes plain numbers.
+    written.graph.initializer.append(numpy_helper.from_array(np.float32(6), "high"))
+    written.graph.node[1].input[2] = "high"
+    graph = Graph(written)
+    canonicalize(graph)
+    x = np.random.default_rng(0).standard_normal((4, 5)).astype(np.float32)
+    assert answer(graph.to_model(), x).shape == (1, 1, 4, 5)
+
+
 def test_old_opsets_have_no_h_swish() -> None:
     graph = Graph(model(SUM, CLIP, ("Div", ["clipped", "6"], "y"), opset=13))
     canonicalize(graph)

@@ -237,6 +237,14 @@ def run(model: onnx.ModelProto) -> np.ndarray:
     return result
 
 
+def test_a_clip_whose_ends_the_model_computes_is_not_taken_for_one_without_ends() -> None:
+    net = Net()
+    end = net.add("GlobalAveragePool", net.add("GlobalMaxPool", "x"))
+    end = net.add("Squeeze", net.add("ReduceMax", end, keepdims=0))
+    model = net.model(net.pair(net.add("Clip", net.conv(net.pair("x")), "", end)))
+    assert "QDQ003" not in {finding.rule for finding in lint_graph(Graph(model), "ort")}
+
+
 def test_the_shape_of_a_tensor_of_fixed_size_is_no_dynamic_shape() -> None:
     net = Net()
     channels = net.add("Gather", net.add("Shape", net.add("Relu", "x")), net.const(np.int64(1)))

@@ -241,6 +241,17 @@ def test_scores_that_a_mask_makes_infinite_are_planned_around() -> None:
     assert 0 < plan.extents["weights"] <= 1
 
 
+def test_a_clip_without_an_end_makes_nothing_infinite() -> None:
+    model = model_of(
+        [node("Clip", "input zero endless", "clipped"), node("MatMul", "clipped input", "logits")],
+        {"zero": np.float32(0), "endless": np.float32(np.inf)},
+    )
+    shape = [dim.dim_value for dim in model.graph.input[0].type.tensor_type.shape.dim]
+    images = [np.random.default_rng(0).standard_normal(shape).astype(np.float32)]
+    plan = with_extents(QuantPlan(method="ptq", activations={}, weights={}), Graph(model), images)
+    assert plan.extents["clipped"] < 10
+
+
 def test_scores_of_a_gates_softmax_stay_float_under_the_float_policy() -> None:
     """Squared distances span hundreds: one step of their 8 bits is a factor of two behind the softmax."""
     from edgeattn.attention import create_attention

@@ -18,7 +18,7 @@ from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import attribute
 from edgeattn.targets._reference.integer import Window, pad_map, windows
 
-__all__ = ["AVERAGING", "FLOAT", "MOVING", "as_map", "fallback", "reduced_axes", "window_of"]
+__all__ = ["AVERAGING", "FLOAT", "MOVING", "as_map", "fallback", "from_map", "reduced_axes", "window_of"]
 
 Array = NDArray[Any]
 Operation = Callable[[NodeProto, Sequence[Array]], list[Array]]
@@ -58,6 +58,11 @@ def window_of(node: NodeProto, kernel: Sequence[int], size: Sequence[int]) -> Wi
 def as_map(x: Array) -> Array:
     """Return a sequence (N, C, L) as a map of one row (N, C, 1, L); a map as it is."""
     return x[:, :, np.newaxis] if x.ndim == 3 else x
+
+
+def from_map(result: Array, rank: int) -> Array:
+    """Undo `as_map` for what was computed of a tensor of `rank` dimensions."""
+    return result[:, :, 0] if rank == 3 else result
 
 
 # ------------------------------------------------------------------------------- moving values
@@ -130,7 +135,7 @@ def _max_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
     result = first.copy()
     for view in others:
         np.maximum(result, view, out=result)
-    return [_as_rank(result, inputs[0].ndim)]
+    return [from_map(result, inputs[0].ndim)]
 
 
 def reduced_axes(node: NodeProto, inputs: Sequence[Array]) -> tuple[tuple[int, ...], bool]:
@@ -189,11 +194,6 @@ def _pool_window(node: NodeProto, x: Array) -> tuple[Window, list[int]]:
     return (kernel, strides, [a + b for a, b in zip(pads, beyond, strict=True)], dilations), beyond
 
 
-def _as_rank(result: Array, rank: int) -> Array:
-    """Undo `as_map` for a result whose input had `rank` dimensions."""
-    return result[:, :, 0] if rank == 3 else result
-
-
 def _average_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
     x = as_map(inputs[0])
     window, beyond = _pool_window(node, inputs[0])
@@ -203,7 +203,7 @@ def _average_pool(node: NodeProto, inputs: Sequence[Array]) -> list[Array]:
     inside = np.ones((1, 1, *x.shape[2:]), x.dtype)
     counted = pad_map(inside, declared, float(attribute(node, "count_include_pad", 0)))
     total /= _sum(windows(counted, (kernel, strides, beyond, dilations)))
-    return [_as_rank(total, inputs[0].ndim)]
+    return [from_map(total, inputs[0].ndim)]
 
 
 def _sum(views: Sequence[Array]) -> Array:

@@ -23,7 +23,7 @@ from edgeattn.lower.fill_channels import reads_filled_image
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.targets._reference.integer import convolve, exact_dtype, matmul_pairs
 from edgeattn.targets._reference.numbers import Arithmetic, Real, as_float32, quantize, round_bfloat16
-from edgeattn.targets._reference.ops import AVERAGING, FLOAT, MOVING, as_map, fallback, window_of
+from edgeattn.targets._reference.ops import AVERAGING, FLOAT, MOVING, as_map, fallback, from_map, window_of
 
 __all__ = ["Program"]
 
@@ -261,15 +261,10 @@ class Program:
         """Convolve maps (N, C, H, W), or sequences (N, C, L)."""
         window = window_of(node, weight.shape[2:], x.shape[2:])
         across = self.arithmetic.accumulate == "vpmaddubsw" and not reads_filled_image(self.graph, node)
-        result = convolve(
-            as_map(x),
-            as_map(weight),
-            window,
-            attribute(node, "group", 1),
-            raw_offset,
-            pairs_across_places=across,
+        maps, kernels, group = as_map(x), as_map(weight), attribute(node, "group", 1)
+        return from_map(
+            convolve(maps, kernels, window, group, raw_offset, pairs_across_places=across), x.ndim
         )
-        return result[:, :, 0] if x.ndim == 3 else result
 
     def _product(self, node: NodeProto, inputs: Sequence[Value]) -> Real:
         x, w = inputs[0], inputs[1]
