@@ -17,6 +17,7 @@ from edgeattn.lower.half_products import HalfProducts
 from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.image_convolution import ImageConvolution
 from edgeattn.lower.integer_bias import IntegerBias
+from edgeattn.lower.integer_swish import IntegerSwish
 from edgeattn.lower.own_zero_points import OwnZeroPoints
 from edgeattn.lower.pads_before_pairs import PadsBeforePairs
 from edgeattn.lower.part_concats import PartConcats
@@ -61,10 +62,10 @@ _TENSORRT: tuple[LoweringPass, ...] = (
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
     # On ARM the target adds `FloatSums`.
-    "ort-cpu": (*_ONNX_RUNTIME, ImageConvolution(), FillChannels()),
+    "ort-cpu": (*_ONNX_RUNTIME, ImageConvolution(), FillChannels(), IntegerSwish()),
     # A file that is carried to other processors.
-    "ort-portable": (*_ONNX_RUNTIME, FloatSums(), ImageConvolution(), FillChannels()),
-    # Browsers have no symmetric kernels, and their graphics processors no padding of integers.
+    "ort-portable": (*_ONNX_RUNTIME, FloatSums(), ImageConvolution(), FillChannels(), IntegerSwish()),
+    # Browsers have no symmetric kernels, and their graphics processors neither pad nor clip integers.
     "ort-web": (*_ONNX_RUNTIME, FloatSums()),
     "openvino-cpu": _OPENVINO,
     "tensorrt": _TENSORRT,

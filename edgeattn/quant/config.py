@@ -64,6 +64,13 @@ class PtqConfig(BaseModel):
         bool,
         Field(description="Search ranges again, errors weighted by what the network's answer depends on."),
     ] = True
+    swish_grids: Annotated[
+        bool,
+        Field(
+            description="Quantize what hard swishes read from -3 on, in steps of which 3 is a whole number. ONNX Runtime then "
+            "computes them in integers, in a third of the time."
+        ),
+    ] = True
     padded_grids: Annotated[
         bool,
         Field(

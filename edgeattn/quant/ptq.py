@@ -5,8 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 
-import numpy as np
-from numpy.typing import NDArray
 from onnx import ModelProto
 
 from edgeattn.errors import DataError
@@ -24,6 +22,7 @@ from edgeattn.quant.exact_grids import (
 )
 from edgeattn.quant.extents import with_extents
 from edgeattn.quant.headroom import Headroom, leave_headroom
+from edgeattn.quant.image_choice import Images, split_images, spread_images
 from edgeattn.quant.importance import weighted_statistics
 from edgeattn.quant.joined_progress import JoinedProgress, Progress
 from edgeattn.quant.learned_rounding import learn_rounding
@@ -39,22 +38,19 @@ from edgeattn.quant.ranges import (
     with_ranges,
 )
 from edgeattn.quant.simulation import PlanMeter
+from edgeattn.quant.swish_grids import count_swish_grids, with_swish_grids
 from edgeattn.quant.tuning import tune_plan
 
 __all__ = ["GateRegion", "fit_to_kernels", "make_plan"]
 
-MEASURED_IMAGES = 32
 WEIGHED_IMAGES = 64
 HEADROOM_IMAGES = 64
 EXACT_IMAGES = 16
 PADDED_IMAGES = 16
 ROUNDING_IMAGES = 64
-LEAST_MEASURED = 8
 RANGES_SHARE, TUNING_SHARE, ROUNDING_SHARE = 0.1, 0.7, 0.1
 TUNINGS, TUNINGS_EXACT = 2, 4
 FULL_STRENGTH = 1.0
-
-Images = Sequence[NDArray[np.float32]]
 
 
 def make_plan(
@@ -69,8 +65,8 @@ def make_plan(
     """Calibrate a canonical fp32 graph, step by step from the cheapest on.
 
     A step stays only where it brings both profiles' logits nearer to the float graph's, summed in dB, on
-    calibration images. Steps end early once the bounds in `config` are met. Headroom and exact grids always stay:
-    what they prevent happens in kernels, which the measurement here does not imitate.
+    calibration images. Steps end early once the bounds in `config` are met. Headroom, exact grids and those of hard
+    swishes always stay: what they are for happens in kernels, which the measurement here does not imitate.
 
     Args:
         model: Canonical fp32 ONNX, one input, batch 1.
@@ -90,7 +86,7 @@ def make_plan(
     place = place_quantizers(model, gates)
     graph = Graph(model)
     counter = JoinedProgress(progress)
-    held_out, learned_from = _split(images)
+    held_out, learned_from = split_images(images)
     start = time.perf_counter()
     empty = QuantPlan(
         method="ptq",
@@ -133,13 +129,20 @@ def make_plan(
             plan = _climb(ladder, meter, "channel equalization", plan, changed, start)
     if config.importance and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
-        chosen = _spread(learned_from, WEIGHED_IMAGES)
+        chosen = spread_images(learned_from, WEIGHED_IMAGES)
         changed = _with_weighted_ranges(plan, graph, place, chosen, counter.part(RANGES_SHARE))
         plan = _climb(ladder, meter, "importance-weighted ranges", plan, changed, start)
+    if config.swish_grids:
+        start = time.perf_counter()
+        changed = with_swish_grids(plan, graph, place)
+        if changed is not plan:
+            plan = changed
+            name = f"grids of hard swishes: {count_swish_grids(plan, graph, place)} tensors"
+            ladder.append(meter.step(name, plan, time.perf_counter() - start))
     if config.padded_grids and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
         noise = 10 ** (-_last_kept(ladder).sqnr_db_s8 / 10)
-        changed = with_padded_grids(plan, graph, place, _spread(learned_from, PADDED_IMAGES), noise)
+        changed = with_padded_grids(plan, graph, place, spread_images(learned_from, PADDED_IMAGES), noise)
         if changed is not plan:
             plan = _climb(ladder, meter, "256 levels behind pads: s8", plan, changed, start)
     if _makes_room(config):
@@ -169,7 +172,7 @@ def make_plan(
             plan,
             graph,
             place,
-            _spread(learned_from, ROUNDING_IMAGES),
+            spread_images(learned_from, ROUNDING_IMAGES),
             part,
             fixed,
             settled=settled,
@@ -184,11 +187,13 @@ def make_plan(
     plan = tuned("s8", ranges=True)
     if plan is not before:
         settled = plan.weights
+        # Tuning moved the ranges a little.
+        plan = with_swish_grids(plan, graph, place) if config.swish_grids else plan
     if config.exact:
         start = time.perf_counter()
         snapped = power_of_two_activations(plan, graph, place, fixed)
         settled = snapped.weights if settled else None
-        plan = short_scales(snapped, graph, place, _spread(images, EXACT_IMAGES))
+        plan = short_scales(snapped, graph, place, spread_images(images, EXACT_IMAGES))
         name = "exact grids: {} of {} tensors".format(*count_exact(plan))
         ladder.append(meter.step(name, plan, time.perf_counter() - start))
         plan = rounded(settled)
@@ -247,10 +252,12 @@ def fit_to_kernels(
         progress: Called with (done, total); tuning to exact grids takes minutes.
     """
     plan = coarsen_pools(plan, graph, place)
+    if config.swish_grids:
+        plan = with_swish_grids(plan, graph, place)
     if _makes_room(config):
         plan = order_channels(plan, graph, place)
     if config.exact:
-        plan = exact_grids(plan, graph, place, _spread(images, EXACT_IMAGES), fixed)
+        plan = exact_grids(plan, graph, place, spread_images(images, EXACT_IMAGES), fixed)
         counter = JoinedProgress(progress)
         for profile in reversed(PROFILES) if config.tuning_steps else ():
             part, steps = counter.part(1 / len(PROFILES)), config.tuning_steps
@@ -265,7 +272,7 @@ def _makes_room(config: PtqConfig) -> bool:
 
 
 def _headroom(plan: QuantPlan, graph: Graph, place: Placement, images: Images, config: PtqConfig) -> Headroom:
-    chosen = _spread(images, HEADROOM_IMAGES)
+    chosen = spread_images(images, HEADROOM_IMAGES)
     return leave_headroom(plan, graph, place, chosen, proven=config.headroom == "proven")
 
 
@@ -366,24 +373,3 @@ def _with_weighted_ranges(
     for name, stats in statistics.items():
         found[name] = *estimate_range(stats, "mse"), estimate_limit(stats, "mse")
     return plan.model_copy(update={"activations": planned_activations(adjusted, place, found)})
-
-
-def _split(images: Images) -> tuple[list[NDArray[np.float32]], list[NDArray[np.float32]]]:
-    """Return images to measure steps on and images to learn from: the same ones if there are few."""
-    count = min(MEASURED_IMAGES, len(images) // 4)
-    if count < LEAST_MEASURED:
-        return list(images), list(images)
-    chosen = set(_places(len(images), count))
-    return (
-        [image for index, image in enumerate(images) if index in chosen],
-        [image for index, image in enumerate(images) if index not in chosen],
-    )
-
-
-def _spread(images: Images, count: int) -> list[NDArray[np.float32]]:
-    """Return up to `count` images, evenly spread over all of them."""
-    return [images[index] for index in _places(len(images), count)]
-
-
-def _places(total: int, count: int) -> list[int]:
-    return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total))})
