@@ -19,6 +19,7 @@ __all__ = [
     "ThreadsOption",
     "examples",
     "load_request",
+    "parse_shape",
     "split_names",
 ]
 
@@ -57,3 +58,25 @@ def load_request(path: Path, overrides: list[str] | None) -> Recipe:
 def split_names(values: list[str] | None) -> list[str]:
     """Return the names in repeated, comma-separated options."""
     return [name.strip() for value in values or () for name in value.split(",") if name.strip()]
+
+
+def parse_shape(text: str | None) -> tuple[int, ...] | None:
+    """Return the sizes in ``1,3,224,224`` or ``1x3x224x224``; None for no text.
+
+    Raises:
+        RecipeError: If it is no such shape of one image.
+    """
+    from edgeattn.errors import RecipeError
+
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    sizes = tuple(int(part) for part in parts if part.strip().isascii() and part.strip().isdigit())
+    if (
+        len(sizes) != len(parts)
+        or len(sizes) != 4
+        or sizes[0] != 1
+        or not 0 < min(sizes) <= max(sizes) <= 1 << 16
+    ):
+        raise RecipeError(f"--input-shape is {text!r}; expected one image's sizes, such as 1,3,224,224.")
+    return sizes

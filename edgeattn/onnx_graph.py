@@ -355,7 +355,6 @@ def io_spec(item: onnx.ValueInfoProto) -> IoSpec:
         shown = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
         raise ModelError(
             f"Tensor {item.name!r} has the dynamic shape {shown}; engines need fixed sizes. "
-            "Export the model again with fixed sizes and batch 1, or fix each size by its name: "
-            "python -m onnxruntime.tools.make_dynamic_shape_fixed --dim_param NAME --dim_value 1 OLD.onnx NEW.onnx"
+            "Say which: `edgeattn quantize --input-shape 1,3,224,224`; or export the model again with fixed sizes."
         )
     return IoSpec(item.name, tuple(int(d) for d in dims), tensor_dtype(tensor.elem_type))

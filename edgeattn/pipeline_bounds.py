@@ -76,8 +76,8 @@ def calibration_config(recipe: Recipe) -> PtqConfig:
 
 
 def agreement_of(step: LadderStep, profile: Profile) -> float:
-    """Return a profile's share of images with the float network's answer."""
-    return step.agreement_u8 if profile == "u8" else step.agreement_s8
+    """Return a profile's share of images with the float network's answer; 0, which keeps no bound, without classes."""
+    return (step.agreement_u8 if profile == "u8" else step.agreement_s8) or 0.0
 
 
 def sqnr_of(step: LadderStep, profile: Profile) -> float:

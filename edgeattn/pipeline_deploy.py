@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeattn.answers import Answers
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import CoverageError, EdgeAttnError
 from edgeattn.measure import (
@@ -63,7 +64,7 @@ class Workload:
         qdq: The quantized graph by profile.
         images: (N, C, H, W) float32.
         labels: (N,) class indices, or None.
-        reference_logits: Of the float network, (N, classes).
+        reference_logits: Of the float network, (N, classes), or all its outputs, flattened.
         timing: How long engines are timed.
         layers: SQNR by tensor for the report, by profile.
         computed: What `graph_logits` has computed so far, by profile.
@@ -88,11 +89,16 @@ class Workload:
             session = open_plain(
                 self.qdq[profile].path, "the check of an engine", threads=self.timing.threads
             )
-            given, wanted = self.fp32.inputs[0].name, self.fp32.outputs[0].name
-            images = self.images[:count]
-            found = np.concatenate([session.run([wanted], {given: image[None]})[0] for image in images])
+            given, names = self.fp32.inputs[0].name, list(self.answers.names)
+            rows = (session.run(names, {given: image[None]}) for image in self.images[:count])
+            found = np.stack([np.concatenate([value.ravel() for value in row]) for row in rows])
             self.computed[profile] = found
         return found[:count]
+
+    @property
+    def answers(self) -> Answers:
+        """What the network answers."""
+        return Answers.of(self.fp32.outputs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -217,17 +223,17 @@ def _deploy(
         layers=list(work.layers.get(target.profile, ())),
     )
     feeds = {work.fp32.inputs[0].name: work.images[:1]}
-    output = work.fp32.outputs[0].name
+    outputs = work.answers.names
     comparison: LatencyComparison | None = None
     if can_run and is_emulated(target):
         with target.open(int8, threads=work.timing.threads) as session:
-            logits = run_session(session, work.images, work.fp32.inputs[0].name, output)
+            logits = run_session(session, work.images, work.fp32.inputs[0].name, outputs)
         result.reason = "emulated: it answers as the device would; its latency says nothing and is left out"
     elif can_run:
         fp32 = _build(target, work.fp32, workdir / "fp32")
         progress.update(name, 2, 4)
         with target.open(int8, threads=work.timing.threads) as session:
-            logits = run_session(session, work.images, work.fp32.inputs[0].name, output)
+            logits = run_session(session, work.images, work.fp32.inputs[0].name, outputs)
             times = session.layer_times(feeds)
         progress.update(name, 3, 4)
         openers = {
@@ -253,7 +259,8 @@ def _deploy(
     if result.checked_by is None:
         _compare_with_graph(name, result, work, target.profile, logits)
     progress.update(name, 4, 4)
-    parity = compare_outputs(work.reference_logits, logits, work.labels)
+    parity = compare_outputs(work.reference_logits, logits, work.labels, work.answers)
+    result.outputs_sqnr_db = parity.to_json()["outputs_sqnr_db"]
     result.n = parity.n
     for field in ("top1", "top1_interval", "top1_delta", "top1_delta_interval", "agreement"):
         setattr(result, field, getattr(parity, field))
@@ -298,8 +305,8 @@ def _compare_with_graph(
         return
     count = min(_GRAPH_IMAGES, len(work.images))
     plain = work.graph_logits(profile, count)
-    own = compare_outputs(plain, logits[:count]).sqnr_db
-    cost = compare_outputs(work.reference_logits[:count], plain).sqnr_db
+    own = compare_outputs(plain, logits[:count], answers=work.answers).sqnr_db
+    cost = compare_outputs(work.reference_logits[:count], plain, answers=work.answers).sqnr_db
     result.graph_sqnr_db = own if math.isfinite(own) else None
     if own < min(cost, _FAR_DB):
         result.graph_warning = (

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+from edgeattn.answers import Answers
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import DataError, EdgeAttnError, ModelError, RecipeError
 from edgeattn.export.artifacts import save_artifact
@@ -107,7 +108,8 @@ def parity_model(
     models = {profile: read_onnx(path) for profile, path in files.items()}
     base = models.get("fp32", next(iter(models.values())))
     graph = Graph(base)
-    shape = graph.io_specs()[0][0].shape
+    (given, *_), outputs = graph.io_specs()
+    shape, answers = given.shape, Answers.of(outputs)
     found = load_parity_data(
         load_run(model), data, shape, progress, limit, with_seen=with_seen, pixels=reads_pixels(graph)
     )
@@ -123,17 +125,19 @@ def parity_model(
         result["inputs"] = found.compare_with(inputs).to_json()
     with tempfile.TemporaryDirectory(prefix="edgeattn-") as folder:
         work = Path(folder)
-        reference = _float_logits(base, found, work, progress)
-        result["fp32"] = _float_result(reference, found)
+        reference = _float_logits(base, found, work, progress, answers)
+        result["fp32"] = _float_result(reference, found, answers)
         for label, entry in entries.items():
-            _measure(label, entry, models[entry.profile], reference, found, work, progress, layer_images)
+            _measure(
+                label, entry, models[entry.profile], reference, found, answers, work, progress, layer_images
+            )
             result["targets"][label] = entry.result
-    result["between"] = _between(entries, found)
+    result["between"] = _between(entries, found, answers)
     result["top1_spread"] = top1_spread(result["targets"])
     if "u8" in models and _is_quantized(models["u8"]):
         result["pair_saturation"] = _pair_saturation(models["u8"], found)
     logits = {label: entry.logits for label, entry in entries.items() if entry.logits is not None}
-    result["verdict"] = judge_parity(result, logits)
+    result["verdict"] = judge_parity(result, logits, answers)
     return result
 
 
@@ -187,6 +191,7 @@ def _measure(
     model: ModelProto,
     reference: NDArray[np.float32],
     data: ParityData,
+    answers: Answers,
     work: Path,
     progress: Progress,
     layer_images: int,
@@ -204,13 +209,11 @@ def _measure(
             rows = []
             for done in range(len(images)):
                 rows.append(
-                    run_session(
-                        session, images[done : done + 1], artifact.inputs[0].name, artifact.outputs[0].name
-                    )
+                    run_session(session, images[done : done + 1], artifact.inputs[0].name, answers.names)
                 )
                 progress.update(label, done + 1, len(images))
         entry.logits = np.concatenate(rows)
-        entry.result |= compare_outputs(reference, entry.logits, data.labels).to_json()
+        entry.result |= compare_outputs(reference, entry.logits, data.labels, answers).to_json()
         if layer_images and _is_quantized(model):
             entry.result["layers"] = _layers(label, entry, model, lowered, images[:layer_images], progress)
     except EdgeAttnError as exc:
@@ -243,7 +246,7 @@ def _layers(
     return parity.to_json()
 
 
-def _between(entries: dict[str, _Entry], data: ParityData) -> dict[str, Any]:
+def _between(entries: dict[str, _Entry], data: ParityData, answers: Answers) -> dict[str, Any]:
     """Compare every two targets that ran."""
     ran = [(label, entry) for label, entry in entries.items() if entry.logits is not None]
     found = {}
@@ -251,7 +254,7 @@ def _between(entries: dict[str, _Entry], data: ParityData) -> dict[str, Any]:
         for second, other in ran[index + 1 :]:
             if one.logits is None or other.logits is None:
                 continue
-            both = compare_outputs(one.logits, other.logits, data.labels).to_json()
+            both = compare_outputs(one.logits, other.logits, data.labels, answers).to_json()
             found[f"{first}/{second}"] = {"same_profile": one.profile == other.profile, **both}
     return found
 
@@ -279,7 +282,9 @@ def _pair_saturation(model: ModelProto, data: ParityData) -> dict[str, Any]:
     }
 
 
-def _float_logits(model: ModelProto, data: ParityData, work: Path, progress: Progress) -> NDArray[np.float32]:
+def _float_logits(
+    model: ModelProto, data: ParityData, work: Path, progress: Progress, answers: Answers
+) -> NDArray[np.float32]:
     """Run the float graph in ONNX Runtime, or without it in the reference."""
     runtime = get_target("ort-cpu")
     if not runtime.probe().can_run:
@@ -292,13 +297,13 @@ def _float_logits(model: ModelProto, data: ParityData, work: Path, progress: Pro
     with runtime.open(engine) as session:
         for done in range(len(data.tensors)):
             image = data.tensors[done : done + 1]
-            rows.append(run_session(session, image, artifact.inputs[0].name, artifact.outputs[0].name))
+            rows.append(run_session(session, image, artifact.inputs[0].name, answers.names))
             progress.update("fp32", done + 1, len(data.tensors))
     return np.concatenate(rows)
 
 
-def _float_result(logits: NDArray[np.float32], data: ParityData) -> dict[str, Any]:
-    if data.labels is None:
+def _float_result(logits: NDArray[np.float32], data: ParityData, answers: Answers) -> dict[str, Any]:
+    if data.labels is None or not answers.are_classes:
         return {"n": len(logits), "top1": None}
     parity = compare_outputs(logits, logits, data.labels).to_json()
     return {"n": len(logits), "top1": parity["top1"], "top1_interval": parity["top1_interval"]}

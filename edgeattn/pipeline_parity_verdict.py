@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeattn.answers import Answers
 from edgeattn.measure import AcceptBounds, compare_outputs, judge
 
 __all__ = ["AGREEMENT_BETWEEN", "OVER_ONE_SHARE", "TOP1_SPREAD", "judge_parity", "top1_spread"]
@@ -38,14 +39,17 @@ def top1_spread(targets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     return {profile: max(found) - min(found) for profile, found in scores.items() if len(found) > 1}
 
 
-def judge_parity(result: Mapping[str, Any], logits: Mapping[str, NDArray[np.float32]]) -> dict[str, Any]:
+def judge_parity(
+    result: Mapping[str, Any], logits: Mapping[str, NDArray[np.float32]], answers: Answers
+) -> dict[str, Any]:
     """Return ``passed`` and ``reasons``.
 
     A target that is not available here is no reason; one that failed is, and so is a comparison of nothing.
 
     Args:
         result: With ``n``, ``targets``, ``between`` and ``top1_spread``.
-        logits: By target that ran, (n, classes).
+        logits: By target that ran, (n, classes), or all outputs, flattened.
+        answers: What the network answers. Only classes have to be the same; other outputs are judged by their layers.
     """
     targets = result["targets"]
     reasons = [
@@ -54,7 +58,7 @@ def judge_parity(result: Mapping[str, Any], logits: Mapping[str, NDArray[np.floa
         if entry["status"] == "failed"
     ]
     for pair, both in result["between"].items():
-        if both["same_profile"]:
+        if both["same_profile"] and answers.are_classes:
             first, second = pair.split("/")
             parity = compare_outputs(logits[first], logits[second])
             for reason in judge(AcceptBounds(agreement_min=AGREEMENT_BETWEEN), parity).reasons:

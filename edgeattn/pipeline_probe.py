@@ -196,7 +196,7 @@ def compare_layers(
     runs: list[tuple[dict[str, Array], dict[str, Array]]] = []
     drift: tuple[tuple[str, float], ...] = ()
     same: bool | None = None
-    source, output = graph.input_names[0], graph.output_names[0]
+    source, outputs = graph.input_names[0], graph.output_names
     worst_output = 0.0
     with (
         tempfile.TemporaryDirectory(prefix="edgeattn-cut-") as folder,
@@ -207,20 +207,23 @@ def compare_layers(
             Path(folder),
         ) as (cut, whole, counts),
     ):
-        pieces = _Pieces(cut, source, output, parameters)
+        pieces = _Pieces(cut, source, outputs, parameters)
         for done, image in enumerate(images):
             expected = reference.run({source: image}, keys)
-            got, result = pieces.infer(image, expected)
+            got, results = pieces.infer(image, expected)
             for name in keys:
                 tallies[name].add(expected[name], got[name])
                 kept[name].append((expected[name], got[name]))
             runs.append(({source: image}, expected))
-            span = float(np.abs(expected[output]).max()) or 1.0
-            worst_output = max(worst_output, float(np.abs(expected[output] - result).max()) / span)
+            for output in outputs:
+                span = float(np.abs(expected[output]).max()) or 1.0
+                gap = float(np.abs(expected[output] - results[output]).max())
+                worst_output = max(worst_output, gap / span)
             if done == 0:
-                own, own_result = pieces.settle(image, expected)
+                own, own_results = pieces.settle(image, expected)
+                at_once = whole.infer({source: image})
                 drift = tuple((name, float(np.mean(own[name] != expected[name]))) for name in keys)
-                same = bool(np.array_equal(own_result, whole.infer({source: image})[output]))
+                same = all(np.array_equal(own_results[output], at_once[output]) for output in outputs)
             if progress:
                 progress(done + 1, len(images))
     suspects = [name for name, tally in tallies.items() if not tally.is_plain()]
@@ -244,22 +247,24 @@ class _Pieces:
     Attributes:
         session: Open.
         source: The graph's input.
-        output: The graph's output.
+        outputs: The graph's outputs.
         parameters: Scale and zero point of every tensor that the graph is cut at.
     """
 
     session: Session
     source: str
-    output: str
+    outputs: Sequence[str]
     parameters: Mapping[str, tuple[Array, Array]]
 
-    def infer(self, image: Array, integers: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
-        """Run every piece from given integers; return what each wrote, in steps, and the output."""
+    def infer(self, image: Array, integers: Mapping[str, Array]) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Run every piece from given integers; return what each wrote, in steps, and the outputs."""
         results = self.session.infer(self._feeds(image, integers))
         got = {name: self._steps(name, results[f"{name}{_OUT}"]) for name in self.parameters}
-        return got, results[self.output]
+        return got, {name: results[name] for name in self.outputs}
 
-    def settle(self, image: Array, integers: Mapping[str, Array]) -> tuple[dict[str, Array], Array]:
+    def settle(
+        self, image: Array, integers: Mapping[str, Array]
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
         """Run on what the pieces wrote themselves until nothing changes: as the whole runs.
 
         After each pass at least one more piece has the inputs that it has in the whole.
@@ -278,7 +283,7 @@ class _Pieces:
             name: _whole(self._steps(name, results[f"{name}{_OUT}"]), zero)
             for name, (_, zero) in self.parameters.items()
         }
-        return got, results[self.output]
+        return got, {name: results[name] for name in self.outputs}
 
     def _feeds(self, image: Array, integers: Mapping[str, Array]) -> dict[str, Array]:
         feeds = {self.source: image}

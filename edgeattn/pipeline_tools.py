@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeattn.answers import Answers
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.data import load_calibration
 from edgeattn.data.spec import Preprocess
@@ -68,13 +69,15 @@ def quantize_onnx(
     accept: Accept | None = None,
     strict: bool = False,
     progress: Progress | None = None,
+    input_shape: Sequence[int] | None = None,
 ) -> Report:
-    """Quantize a float32 ONNX classifier and build engines from it.
+    """Quantize a float32 ONNX network and build engines from it.
 
-    Agreement is measured on the calibration data's second half, which the ranges never saw.
+    Agreement and SQNR are measured on the calibration data's second half, which the ranges never saw; agreement of
+    classifiers only.
 
     Args:
-        model: ONNX file with one float32 NCHW image input of fixed size, batch 1, and one output.
+        model: ONNX file with one float32 NCHW image input of fixed size, batch 1. Its outputs may be of any shape.
         calibration: A manifest, a folder of images, or an .npy file of float32 NCHW inputs. Images of a
             folder are resized to the model's input and normalized with ImageNet's mean and std, or stay pixels of 0 to
             255 where the model scales these itself.
@@ -85,6 +88,7 @@ def quantize_onnx(
         strict: Fail the build of a target that tells that less of it runs in INT8 than
             ``accept.int8_coverage_min``, or than every layer with weights where there is no bound.
         progress: Hears how far it is.
+        input_shape: (1, C, H, W) where the model leaves sizes open. None takes an open batch for 1.
 
     Raises:
         MissingExtraError: If torch is absent.
@@ -92,13 +96,14 @@ def quantize_onnx(
         DataError: If the calibration data cannot be used with it.
     """
     require("torch", purpose="quantizing a model")
+    from edgeattn.quant.output_weights import weigh_outputs
     from edgeattn.quant.pixel_input import pixel_model
     from edgeattn.quant.ptq import make_plan
 
     progress = progress or SilentProgress()
     names = list(targets) or [name for name in target_names() if get_target(name).probe().can_build]
     chosen = {name: get_target(name) for name in names}
-    float_model = load_float_onnx(model)
+    float_model = load_float_onnx(model, input_shape)
     graph = Graph(float_model)
     shape = graph.io_specs()[0][0].shape
     pixels = reads_pixels(graph)
@@ -106,6 +111,7 @@ def quantize_onnx(
     half = max(16, len(tensors) // 2) if len(tensors) >= 32 else len(tensors)
     images, held_out = tensors[:half], tensors[half:] if half < len(tensors) else tensors
     config, batches = config or PtqConfig(), [image[None] for image in images[:_LARGEST_CALIBRATION]]
+    weigh_outputs(float_model, batches)
     in_pixels = pixel_model(float_model, batches) if config.pixels else None
     planned = in_pixels or float_model
     plan = make_plan(
@@ -156,6 +162,7 @@ def quantize_onnx(
             "name": model.stem,
             "model": model.name,
             "calibration": str(calibration),
+            "input_shape": list(shape),
             "images": "pixels, 0 to 255" if pixels else "normalized as for ImageNet",
         },
         fingerprint=fp32.sha256,
@@ -296,4 +303,4 @@ def reference_logits(
     workdir.mkdir(parents=True, exist_ok=True)
     engine = runtime.build(artifact, workdir)
     with runtime.open(engine) as session:
-        return run_session(session, images, artifact.inputs[0].name, artifact.outputs[0].name)
+        return run_session(session, images, artifact.inputs[0].name, Answers.of(artifact.outputs).names)

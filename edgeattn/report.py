@@ -237,6 +237,10 @@ class TargetResult(BaseModel):
     agreement: Annotated[Share | None, Field(description="Share of images with FP32's answer.")] = None
     agreement_interval: Interval = None
     sqnr_db: Annotated[Finite, Field(description="Of the outputs; null: not measured, or identical.")] = None
+    outputs_sqnr_db: Annotated[
+        dict[str, Finite],
+        Field(description="Of each output by itself, where there are several; null: identical."),
+    ] = Field(default_factory=dict)
     kl: Annotated[Finite, Field(description="Mean KL divergence from FP32's softmax, in nats.")] = None
     graph_sqnr_db: Annotated[
         Finite,

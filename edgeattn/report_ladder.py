@@ -48,11 +48,15 @@ def ladder_rows(report: Report) -> list[tuple[str, ...]]:
                 f"{step.sqnr_db_u8 - before.sqnr_db_u8:+.2f}" if before else "-",
                 f"{step.sqnr_db_s8:.2f} dB",
                 f"{step.sqnr_db_s8 - before.sqnr_db_s8:+.2f}" if before else "-",
-                f"{100 * step.agreement_u8:.1f} %",
-                f"{100 * step.agreement_s8:.1f} %",
+                _share(step.agreement_u8),
+                _share(step.agreement_s8),
                 f"{step.seconds:.0f}",
                 "yes" if step.kept else "no",
             )
         )
         before = step if step.kept else before
     return rows
+
+
+def _share(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f} %"

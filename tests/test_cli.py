@@ -240,13 +240,24 @@ def test_attentions_and_targets_are_listed() -> None:
 def test_quantize_passes_what_was_asked(pipeline: FakePipeline, tmp_path: Path) -> None:
     result = invoke(
         *("quantize", "m.onnx", "--calibration", "c.npy", "--out", str(tmp_path)),
-        *("--target", "ort-cpu,openvino-cpu", "--range-estimator", "mse"),
+        *("--target", "ort-cpu,openvino-cpu", "--range-estimator", "mse", "--input-shape", "1x3x48x192"),
     )
     assert result.exit_code == 0, result.output
     model, calibration, out, options = pipeline.calls[0]
+    assert options["input_shape"] == (1, 3, 48, 192)
     assert (model, str(calibration), out) == (Path("m.onnx"), "c.npy", tmp_path)
     assert options["targets"] == ["ort-cpu", "openvino-cpu"]
     assert options["config"].range_estimator == "mse"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1,3", "3,48,192", "1,3,-1,4", "1,3,0,4", "2,3,8,8", "1,3,h,w", "1,3,99999999,1"]
+)
+def test_a_shape_that_is_none_is_refused(pipeline: FakePipeline, text: str) -> None:
+    result = invoke("quantize", "m.onnx", "--calibration", "c.npy", "--out", "o", "--input-shape", text)
+    assert result.exit_code == 2
+    assert "such as 1,3,224,224" in result.output
+    assert not pipeline.calls
 
 
 def test_bench_prints_ratios(pipeline: FakePipeline) -> None:

@@ -16,6 +16,7 @@ LAYERS = (
     "registry",
     "extras",
     "artifact",
+    "answers",
     "progress",
     "onnx_graph",
     "onnx_node",

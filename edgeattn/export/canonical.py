@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from edgeattn.export.canonical_activations import fold_activations
+from edgeattn.export.canonical_spellings import join_softmax, make_pads_explicit
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.onnx_node import evaluate_node
 
@@ -23,6 +24,8 @@ __all__ = [
     "fold_batch_norms",
     "fold_constants",
     "fold_pads",
+    "name_nodes",
+    "own_copy",
     "remove_identities",
     "widen_pads",
     "zero_pads",
@@ -60,6 +63,8 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
         remove_identities(graph)
         fold_shapes(graph)
         fold_constants(graph)
+    make_pads_explicit(graph)
+    join_softmax(graph)
     fold_pads(graph)
     fold_activations(graph)
     origins = fold_batch_norms(graph)
@@ -179,7 +184,7 @@ def fold_batch_norms(graph: Graph) -> dict[str, WeightOrigin]:
         if before is None or id(before) in folded or not _absorbs(graph, before):
             _as_multiply_add(graph, node, factor, shift)
             continue
-        weight_name = _own_copy(graph, before, 1)
+        weight_name = own_copy(graph, before, 1)
         weight = graph.constants[weight_name]
         axis = 0 if before.op_type == "Conv" or attribute(before, "transB", 0) else 1
         shape = [-1 if dim == axis else 1 for dim in range(weight.ndim)]
@@ -198,11 +203,11 @@ def fold_batch_norms(graph: Graph) -> dict[str, WeightOrigin]:
     for node in graph.nodes:
         if id(node) not in operations:
             continue
-        weight_name = _own_copy(graph, node, 1)
+        weight_name = own_copy(graph, node, 1)
         channels = graph.constants[weight_name].shape[_output_axis(node)]
         norm, factor = folded.get(id(node), ("", np.ones(channels)))
         # Equal constants are exported once; a correction of one layer must not reach another.
-        bias_name = _own_copy(graph, node, 2) if len(node.input) > 2 else ""
+        bias_name = own_copy(graph, node, 2) if len(node.input) > 2 else ""
         origins[weight_name] = WeightOrigin(operations[id(node)], norm, bias_name, factor)
     return origins | _token_layers(graph)
 
@@ -220,7 +225,7 @@ def _token_layers(graph: Graph) -> dict[str, WeightOrigin]:
         operation = total.output[0] if has_bias and total is not None else node.output[0]
         # As hooks name a linear layer. A product with a parameter as it is keeps channels on the other axis.
         if operation.split("/")[-2:-1] == ["linear"]:
-            weight = _own_copy(graph, node, 1)
+            weight = own_copy(graph, node, 1)
             origins[weight] = WeightOrigin(operation, "", "", np.ones(graph.constants[weight].shape[1]))
     return origins
 
@@ -243,8 +248,8 @@ def _absorbs(graph: Graph, node: NodeProto) -> bool:
     return node.input[1] in graph.constants and (len(node.input) < 3 or node.input[2] in graph.constants)
 
 
-def _own_copy(graph: Graph, node: NodeProto, index: int) -> str:
-    """Give the node a constant of its own where others read the same one."""
+def own_copy(graph: Graph, node: NodeProto, index: int) -> str:
+    """Give a node a constant of its own where others read the same one; return its name."""
     name = str(node.input[index])
     if name in graph.constants and len(graph.consumers[name]) > 1:
         copy = graph.fresh_name(f"{name}.copy")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, checker, external_data_helper, shape_inference, version_converter
 
 from edgeattn.errors import ModelError
-from edgeattn.export.canonical import canonicalize
+from edgeattn.export.canonical import canonicalize, name_nodes
+from edgeattn.export.canonical_affine import fold_affine
+from edgeattn.export.canonical_spellings import name_outputs_directly
 from edgeattn.onnx_graph import Graph, io_spec
 
 __all__ = ["load_float_onnx", "read_onnx"]
@@ -76,11 +79,15 @@ def _length_of(info: Any, folder: Path) -> int:
     return max(int((folder / info.location).stat().st_size) - int(info.offset or 0), 0)
 
 
-def load_float_onnx(path: Path) -> ModelProto:
-    """Read a float32 classifier and bring it into canonical form.
+def load_float_onnx(path: Path, input_shape: Sequence[int] | None = None) -> ModelProto:
+    """Read a float32 network with one image as input and bring it into canonical form.
+
+    Args:
+        path: The file.
+        input_shape: (1, C, H, W) where the file leaves sizes open. None takes an open batch for 1, and nothing else.
 
     Raises:
-        ModelError: If it has several inputs or outputs, dynamic shapes, a batch other than 1, another
+        ModelError: If it has several inputs, dynamic shapes, a batch other than 1, another
             element type, is already quantized, or uses operators outside the ONNX standard.
     """
     model = read_onnx(path)
@@ -95,14 +102,46 @@ def load_float_onnx(path: Path) -> ModelProto:
         raise ModelError(
             f"{path} uses operators of {', '.join(foreign)}; only standard ONNX can be quantized."
         )
+    _fix_sizes(model, path, input_shape)
     graph = Graph(_with_opset(model, path))
     _check_input(graph, path)
     canonicalize(graph)
+    name_outputs_directly(graph)
+    fold_affine(graph)
+    name_nodes(graph)
     _settle_outputs(graph)
-    _check_output(graph, path)
+    _check_outputs(graph, path)
     result = graph.to_model()
     checker.check_model(result, full_check=True)
     return result
+
+
+def _fix_sizes(model: ModelProto, path: Path, wanted: Sequence[int] | None) -> None:
+    """Write the sizes of the image into a graph that leaves some open, in place."""
+    weights = {item.name for item in model.graph.initializer}
+    images = [item for item in model.graph.input if item.name not in weights]
+    if len(images) != 1:
+        return  # the error about inputs says so
+    dims = images[0].type.tensor_type.shape.dim
+    given = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
+    if wanted is None:
+        if None not in given or given[0] is not None or None in given[1:]:
+            return  # all fixed, or the error about open sizes says how
+        wanted = [1, *(size for size in given[1:] if size is not None)]
+    if len(given) != len(wanted) or any(
+        old not in (None, new) for old, new in zip(given, wanted, strict=True)
+    ):
+        shown = ", ".join("open" if size is None else str(size) for size in given)
+        raise ModelError(
+            f"{path}: input {images[0].name!r} has shape ({shown}), which {tuple(wanted)} does not fit. "
+            "Sizes that the file fixes cannot be changed; export it again."
+        )
+    for dim, size in zip(dims, wanted, strict=True):
+        dim.dim_value = size
+    # What was written down for open sizes, and follows from the input's now.
+    del model.graph.value_info[:]
+    for item in model.graph.output:
+        item.type.tensor_type.ClearField("shape")
 
 
 def _settle_outputs(graph: Graph) -> None:
@@ -127,10 +166,10 @@ def _is_open(item: onnx.ValueInfoProto) -> bool:
 
 
 def _check_input(graph: Graph, path: Path) -> None:
-    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+    if len(graph.inputs) != 1 or not graph.outputs:
         raise ModelError(
             f"{path} has {len(graph.inputs)} inputs ({', '.join(graph.input_names)}) and "
-            f"{len(graph.outputs)} outputs; expected one image in and one tensor of logits out."
+            f"{len(graph.outputs)} outputs; expected one image in and at least one tensor out."
         )
     given = io_spec(graph.inputs[0])
     if given.dtype != "float32":
@@ -142,20 +181,26 @@ def _check_input(graph: Graph, path: Path) -> None:
         )
 
 
-def _check_output(graph: Graph, path: Path) -> None:
-    result = io_spec(graph.outputs[0])
-    if len(result.shape) != 2:
-        raise ModelError(f"{path}: output {result.name!r} has shape {result.shape}; expected (1, classes).")
+def _check_outputs(graph: Graph, path: Path) -> None:
+    for result in map(io_spec, graph.outputs):
+        if len(result.shape) < 2 or result.shape[0] != 1 or result.dtype != "float32":
+            raise ModelError(
+                f"{path}: output {result.name!r} is {result.dtype} of shape {result.shape}; expected float32 with batch 1 "
+                "in front, as (1, classes) or (1, channels, height, width). Export the network without what follows its "
+                "last layer, such as a choice of boxes."
+            )
 
 
 def _with_opset(model: ModelProto, path: Path) -> ModelProto:
     opset = next((int(item.version) for item in model.opset_import if item.domain in ("", "ai.onnx")), 0)
-    if opset >= _LEAST_OPSET:
+    if opset >= _PREFERRED_OPSET:
         return model
     try:
         return version_converter.convert_version(model, _PREFERRED_OPSET)
     except Exception as exc:
         # The converter raises bare RuntimeErrors of many kinds.
+        if opset >= _LEAST_OPSET:
+            return model  # without the operators that came later, such as HardSwish
         raise ModelError(
             f"{path} uses opset {opset}, and cannot be converted to {_PREFERRED_OPSET} ({exc}). "
             f"Export it with opset {_PREFERRED_OPSET}."

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from edgeattn.answers import Answers
 from edgeattn.errors import DataError, ModelError, ParityError
 from edgeattn.measure.statistics import (
     Interval,
@@ -32,11 +33,12 @@ class Parity:
 
     Attributes:
         n: Images.
-        agreement: Share of images for which both choose the same class.
+        agreement: Share of images for which both choose the same class; None where the outputs are no scores of classes.
         agreement_interval: Its 95 % Wilson interval.
-        sqnr_db: Signal-to-quantization-noise ratio of the logits; infinite if they are equal.
-        kl: Mean KL divergence from the reference's softmax to the test's, in nats.
-        max_abs_diff: Largest difference between two logits.
+        sqnr_db: Signal-to-quantization-noise ratio of the outputs; infinite if they are equal. Of several outputs, by the
+            mean of their ratios of noise to signal.
+        kl: Mean KL divergence from the reference's softmax to the test's, in nats; None as for `agreement`.
+        max_abs_diff: Largest difference between two numbers.
         top1: Share of images that the test engine gets right.
         top1_interval: Its 95 % Wilson interval.
         top1_reference: Share of images that the reference gets right.
@@ -44,13 +46,14 @@ class Parity:
         top1_delta_interval: Its 95 % interval, for matched pairs.
         top1_changed_share: Share of images that exactly one of the two gets right.
         mcnemar_p: Two-sided p-value of McNemar's exact test.
+        outputs_sqnr_db: Of each of several outputs by itself.
     """
 
     n: int
-    agreement: float
-    agreement_interval: Interval
+    agreement: float | None
+    agreement_interval: Interval | None
     sqnr_db: float
-    kl: float
+    kl: float | None
     max_abs_diff: float
     top1: float | None = None
     top1_interval: Interval | None = None
@@ -59,6 +62,7 @@ class Parity:
     top1_delta_interval: Interval | None = None
     top1_changed_share: float | None = None
     mcnemar_p: float | None = None
+    outputs_sqnr_db: Mapping[str, float] = dataclasses.field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         """Return a JSON-ready description; an infinite SQNR becomes None beside ``"identical"``."""
@@ -68,6 +72,9 @@ class Parity:
                 value[name] = list(item)
         value["sqnr_db"] = self.sqnr_db if math.isfinite(self.sqnr_db) else None
         value["identical"] = self.max_abs_diff == 0.0
+        value["outputs_sqnr_db"] = {
+            name: ratio if math.isfinite(ratio) else None for name, ratio in self.outputs_sqnr_db.items()
+        }
         return value
 
 
@@ -84,14 +91,18 @@ class LayerSqnr:
 
 
 def compare_outputs(
-    reference_logits: ArrayLike, test_logits: ArrayLike, labels: ArrayLike | None = None
+    reference_logits: ArrayLike,
+    test_logits: ArrayLike,
+    labels: ArrayLike | None = None,
+    answers: Answers | None = None,
 ) -> Parity:
-    """Compare the logits of two engines on the same images.
+    """Compare the answers of two engines to the same images.
 
     Args:
-        reference_logits: (N, classes).
-        test_logits: (N, classes).
+        reference_logits: (N, classes), or (N, numbers): all outputs of an image, flattened.
+        test_logits: As `reference_logits`.
         labels: (N,) class indices, or None.
+        answers: How the numbers are laid out; None means scores of classes.
 
     Raises:
         DataError: If the shapes do not fit or there are no images.
@@ -103,6 +114,8 @@ def compare_outputs(
             f"Shapes differ: reference {reference.shape}, test {test.shape}. Compare like with like."
         )
     n = reference.shape[0]
+    if answers is not None and not answers.are_classes:
+        return _compare_numbers(reference, test, answers)
     chosen_reference, chosen_test = reference.argmax(axis=1), test.argmax(axis=1)
     same = int(np.sum(chosen_reference == chosen_test))
     parity = Parity(
@@ -132,15 +145,35 @@ def compare_outputs(
     )
 
 
+def _compare_numbers(reference: NDArray[np.float64], test: NDArray[np.float64], answers: Answers) -> Parity:
+    """Compare outputs of which no number is to be the largest."""
+    parts = answers.parts()
+    if reference.shape[1] != sum(answers.sizes):
+        raise DataError(
+            f"The answers hold {reference.shape[1]} numbers an image; expected {sum(answers.sizes)}."
+        )
+    ratios = [sqnr_db(reference[:, part], test[:, part]) for part in parts]
+    noise = float(np.mean([0.0 if ratio == math.inf else 10 ** (-ratio / 10) for ratio in ratios]))
+    return Parity(
+        n=len(reference),
+        agreement=None,
+        agreement_interval=None,
+        sqnr_db=-10 * math.log10(noise) if noise else math.inf,
+        kl=None,
+        max_abs_diff=float(np.max(np.abs(reference - test))),
+        outputs_sqnr_db=dict(zip(answers.names, ratios, strict=True)) if len(ratios) > 1 else {},
+    )
+
+
 def run_session(
     session: Session,
     images: NDArray[np.float32],
     input_name: str,
-    output_name: str,
+    output_names: str | Sequence[str],
     *,
     batch: int = 1,
 ) -> NDArray[np.float32]:
-    """Return the logits of all images.
+    """Return the logits of all images, or all numbers of several outputs, one output behind the other.
 
     The last batch is filled up by repeating its last image, because an engine's shape is fixed; what the
     filling gave is dropped.
@@ -149,7 +182,7 @@ def run_session(
         session: An open engine.
         images: (N, C, H, W), float32.
         input_name: Name of the engine's input.
-        output_name: Name of the output that holds the logits.
+        output_names: Name of the output that holds the logits, or the names of all outputs.
         batch: Images that the engine takes at once.
 
     Raises:
@@ -160,30 +193,32 @@ def run_session(
         raise DataError(f"Images have shape {images.shape}; expected (N, C, H, W) with N >= 1.")
     if batch < 1:
         raise DataError(f"batch is {batch}; expected at least 1.")
+    names = [output_names] if isinstance(output_names, str) else list(output_names)
     many = getattr(session, "infer_many", None)
     if many is not None and batch == 1:
         # An engine on a device across a network takes them all at once.
-        outputs = many({input_name: images})
-        if output_name not in outputs:
-            raise ModelError(f"The engine has no output {output_name!r}; it has {sorted(outputs)}.")
-        logits = np.asarray(outputs[output_name], dtype=np.float32)
-        if logits.shape[:1] != images.shape[:1]:
-            raise ModelError(f"Output {output_name!r} has shape {logits.shape}; expected {len(images)} rows.")
-        return logits.reshape(len(images), -1)
+        return _rows(many({input_name: images}), names, len(images))
     rows: list[NDArray[np.float32]] = []
     for start in range(0, images.shape[0], batch):
         chunk = images[start : start + batch]
         filling = batch - chunk.shape[0]
         fed = np.concatenate([chunk, np.repeat(chunk[-1:], filling, axis=0)]) if filling else chunk
-        outputs = session.infer({input_name: fed})
-        if output_name not in outputs:
-            raise ModelError(f"The engine has no output {output_name!r}; it has {sorted(outputs)}.")
-        # The filling is cut off before reshaping, so that a wrong batch shows.
-        logits = outputs[output_name]
-        if logits.shape[0] != batch:
-            raise ModelError(f"Output {output_name!r} has shape {logits.shape}; expected {batch} rows.")
-        rows.append(logits[: chunk.shape[0]].reshape(chunk.shape[0], -1))
+        rows.append(_rows(session.infer({input_name: fed}), names, batch)[: chunk.shape[0]])
     return np.concatenate(rows)
+
+
+def _rows(outputs: Mapping[str, Any], names: Sequence[str], count: int) -> NDArray[np.float32]:
+    """Return a row of numbers for each image."""
+    parts = []
+    for name in names:
+        if name not in outputs:
+            raise ModelError(f"The engine has no output {name!r}; it has {sorted(outputs)}.")
+        value = np.asarray(outputs[name], dtype=np.float32)
+        # Checked before it is reshaped, so that a wrong batch shows.
+        if value.shape[:1] != (count,):
+            raise ModelError(f"Output {name!r} has shape {value.shape}; expected {count} rows.")
+        parts.append(value.reshape(count, -1))
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
 
 def layer_sqnr(

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import collect_statistics
 from edgeattn.quant.equalize import apply_channel_scales
-from edgeattn.quant.placement import masked_nodes
+from edgeattn.quant.float_nodes import masked_nodes
 from edgeattn.quant.plan import QuantPlan
 
 __all__ = ["with_extents"]

@@ -47,13 +47,14 @@ def weighted_statistics(
     low, high = _extremes(network, tensors, batches)
     counts = {name: np.zeros(BINS) for name in tensors}
     generator = torch.Generator().manual_seed(0)
+    draw = _class if network.gives_classes else _numbers
     for index, batch in enumerate(batches):
         seen: dict[str, Tensor] = {}
         logits = network(batch, {name: _observed(name, seen) for name in tensors})
         if not logits.requires_grad:
             return {}
         gradients: Sequence[Tensor | None] = torch.autograd.grad(
-            logits, list(seen.values()), _answer(logits.detach(), generator), allow_unused=True
+            logits, list(seen.values()), draw(logits.detach(), generator), allow_unused=True
         )
         for (name, value), gradient in zip(seen.items(), gradients, strict=True):
             if gradient is not None and high[name] > low[name]:
@@ -101,15 +102,16 @@ def _observed(name: str, seen: dict[str, Tensor]) -> Callable[[Tensor], Tensor]:
     return keep
 
 
-def _answer(logits: Tensor, generator: torch.Generator) -> Tensor:
+def _numbers(answer: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw gradients at numbers whose errors have equal weight."""
+    return torch.randn(answer.shape, generator=generator)
+
+
+def _class(logits: Tensor, generator: torch.Generator) -> Tensor:
     """Draw gradients at the logits whose covariance is the Fisher information of the softmax.
 
-    For probabilities p that is diag(p) - p p^T. An output that is no row of logits is taken as a vector
-    of numbers with errors of equal weight.
+    For probabilities p that is diag(p) - p p^T.
     """
-    noise = torch.randn(logits.shape, generator=generator)
-    if logits.ndim != 2 or logits.shape[1] == 1:
-        return noise
     p = logits.softmax(dim=1)
-    root = p.sqrt() * noise
+    root = p.sqrt() * _numbers(logits, generator)
     return root - p * root.sum(dim=1, keepdim=True)

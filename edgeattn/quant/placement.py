@@ -16,9 +16,15 @@ from onnx import ModelProto, NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.quant.config import GatePolicy
+from edgeattn.quant.float_nodes import (
+    BOUNDED_OUTPUT,
+    answering_nodes,
+    coordinate_nodes,
+    masked_nodes,
+)
 from edgeattn.quant.pixel_input import pixel_nodes, pixel_ranges
 
-__all__ = ["BOUNDED_OUTPUT", "POOLS", "GateRegion", "Placement", "masked_nodes", "place_quantizers"]
+__all__ = ["POOLS", "GateRegion", "Placement", "place_quantizers"]
 
 INT8_OPS = frozenset(
     [
@@ -60,13 +66,6 @@ SAME_RANGE_OPS = frozenset(
 POOLS = frozenset(["AveragePool", "GlobalAveragePool", "ReduceMean"])
 """Operations whose result is a mean."""
 FUSED_ACTIVATIONS = frozenset(["Relu", "Clip"])
-BOUNDED_OUTPUT: dict[str, tuple[float, float]] = {
-    "Sigmoid": (0.0, 1.0),
-    "HardSigmoid": (0.0, 1.0),
-    "Softmax": (0.0, 1.0),
-    "Tanh": (-1.0, 1.0),
-}
-"""Operations whose result has a known range: its scale needs no calibration."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +109,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
     graph = Graph(model)
     shapes = graph.shapes()
     floats = _float_nodes(graph, gates, shapes)
+    answers = {id(node) for node in answering_nodes(graph)}
     int8 = [node for node in graph.nodes if node.op_type in INT8_OPS and id(node) not in floats]
     int8 = [node for node in int8 if _is_float_math(graph, node)]
     weights: dict[str, int] = {}
@@ -128,6 +128,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
         for name in wanted
         if not _is_fused_away(graph, name)
         and not _is_inside_operation(graph, name)
+        and not (graph.consumers.get(name) and all(id(user) in answers for user in graph.consumers[name]))
         and name not in graph.output_names
     ]
     chosen = _after_activation(graph, chosen, floats)
@@ -163,7 +164,8 @@ def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tu
     What works on pooled maps stays float, and the scores of a softmax: the product with the full map is INT8
     under every policy, because a float product would cost more than the whole gate.
     """
-    result = _coordinate_nodes(graph) | {id(node) for node in (*masked_nodes(graph), *pixel_nodes(graph))}
+    kept = (*coordinate_nodes(graph), *masked_nodes(graph), *pixel_nodes(graph), *answering_nodes(graph))
+    result = {id(node) for node in kept}
     for gate in gates:
         if gate.policy != "float":
             continue
@@ -215,52 +217,6 @@ def _is_inside_operation(graph: Graph, name: str) -> bool:
         and total.op_type == "Add"
         and all(any(item in graph.constants for item in node.input) for node in (product, total))
     )
-
-
-def _coordinate_nodes(graph: Graph) -> set[int]:
-    """Return the nodes between a convolution (or Gemm) and the grid that a GridSample reads.
-
-    A grid names pixels by fractions of the map: in 256 steps it would miss them by a good part of one.
-    What the layer before predicts, an offset of a few pixels, is fine in 8 bits; adding it to where it
-    starts is not.
-    """
-    result: set[int] = set()
-    waiting = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
-    while waiting:
-        node = graph.producer.get(waiting.pop())
-        if node is None or id(node) in result or node.op_type in ("Conv", "Gemm", "GridSample"):
-            continue
-        result.add(id(node))
-        waiting.extend(name for name in node.input if name)
-    return result
-
-
-_MASK = -1000.0
-
-
-def masked_nodes(graph: Graph, below: float = _MASK) -> list[NodeProto]:
-    """Return what puts a mask of constants `below` a bound over scores, and what follows up to their softmax, included.
-
-    A range that holds the mask leaves nothing of 8 bits to the scores.
-    """
-    result: dict[int, NodeProto] = {}
-    waiting = [
-        node
-        for node in graph.nodes
-        if node.op_type in ("Add", "Where")
-        and any(
-            name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < below
-            for name in node.input
-        )
-    ]
-    while waiting:
-        node = waiting.pop()
-        if id(node) in result:
-            continue
-        result[id(node)] = node
-        if node.op_type != "Softmax":
-            waiting.extend(other for other in graph.nodes if node.output[0] in other.input)
-    return list(result.values())
 
 
 def _area(shape: tuple[int, ...]) -> int:

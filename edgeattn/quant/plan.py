@@ -148,7 +148,8 @@ class LadderStep(BaseModel):
 
     Attributes:
         step: Name of the step.
-        agreement_u8: Share of images with the float graph's largest logit, profile u8.
+        agreement_u8: Share of images with the float graph's largest logit, profile u8; None where outputs are no
+            scores of classes.
         sqnr_db_u8: Ratio of the float logits' power to the error's, in dB, profile u8.
         agreement_s8: As `agreement_u8`, profile s8.
         sqnr_db_s8: As `sqnr_db_u8`, profile s8.
@@ -159,9 +160,9 @@ class LadderStep(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     step: str
-    agreement_u8: float
+    agreement_u8: float | None
     sqnr_db_u8: float
-    agreement_s8: float
+    agreement_s8: float | None
     sqnr_db_s8: float
     seconds: float
     kept: bool

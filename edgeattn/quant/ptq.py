@@ -317,8 +317,9 @@ def _is_enough(step: LadderStep, config: PtqConfig) -> bool:
     if config.stop_at_sqnr_db is None and config.stop_at_agreement is None:
         return False
     sqnr, agreement = config.stop_at_sqnr_db, config.stop_at_agreement
+    shares = [share for share in (step.agreement_u8, step.agreement_s8) if share is not None]
     return (sqnr is None or min(step.sqnr_db_u8, step.sqnr_db_s8) >= sqnr) and (
-        agreement is None or min(step.agreement_u8, step.agreement_s8) >= agreement
+        agreement is None or min(shares, default=0.0) >= agreement
     )
 
 

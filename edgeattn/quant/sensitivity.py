@@ -95,9 +95,9 @@ def measure_sensitivity(
     with torch.no_grad():
         for number, batch in enumerate(batches):
             float_values, int8_values = _values(plain, batch, {}), _values(whole, batch, quantizers)
-            wanted = float_values[plain.output_name]
+            wanted = plain.answer(float_values)
             signal += _power(wanted)
-            noise["all"] += _power(int8_values[plain.output_name] - wanted)
+            noise["all"] += _power(plain.answer(int8_values) - wanted)
             for place_of, unit in enumerate(units):
                 own = {name: quantizers[name] for name in unit.tensors}
                 others = {name: item for name, item in quantizers.items() if name not in own}
@@ -152,7 +152,7 @@ def measure_gate_noise(
     with torch.no_grad():
         for batch in batches_of(plain, images):
             values = _values(plain, batch, {})
-            wanted = values[plain.output_name]
+            wanted = plain.answer(values)
             signal += _power(wanted)
             for unit in units:
                 own = {name: quantizers[name] for name in unit.tensors}
@@ -216,8 +216,8 @@ def _rest(
     values = dict(before)
     if network.input_name in unit.tensors:
         values[network.input_name] = batch
-    network.run(values, range(unit.first, len(network.graph.nodes)), quantizers)
-    return values[network.output_name]
+    network.run(values, range(unit.first, len(network.graph.nodes)), quantizers, network.output_names)
+    return network.answer(values)
 
 
 def _power(value: Tensor) -> float:

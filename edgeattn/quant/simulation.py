@@ -35,16 +35,18 @@ class PlanMeter:
         self._placement = placement
         network = TorchGraph(graph)
         self._batches = batches_of(network, images)
+        self._gives_classes = network.gives_classes
         self._reference = self._logits(network)
 
     def step(self, name: str, plan: QuantPlan, seconds: float, *, kept: bool = True) -> LadderStep:
         """Return what both profiles of `plan` reach."""
-        agreement: dict[Profile, float] = {}
+        agreement: dict[Profile, float | None] = {}
         sqnr: dict[Profile, float] = {}
         for profile in PROFILES:
             network = simulated(self._graph, plan, profile, self._placement.weights)
             logits = self._logits(network, plan, profile)
-            agreement[profile] = float((logits.argmax(1) == self._reference.argmax(1)).mean())
+            same = float((logits.argmax(1) == self._reference.argmax(1)).mean())
+            agreement[profile] = same if self._gives_classes else None
             error = float(np.square(logits - self._reference).sum())
             power = float(np.square(self._reference).sum())
             sqnr[profile] = sqnr_of(power, error)

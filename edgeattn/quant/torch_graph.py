@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from onnx import NodeProto
 
+from edgeattn.answers import Answers
 from edgeattn.onnx_graph import Graph
 from edgeattn.onnx_node import evaluate_node
+from edgeattn.quant.output_weights import output_weights
 from edgeattn.quant.plan import Profile, QuantParams, QuantPlan
 from edgeattn.quant.torch_operations import OPERATIONS
 
@@ -43,14 +45,26 @@ class TorchGraph:
             name: torch.from_numpy(np.array(value)) for name, value in self.graph.constants.items()
         }
         self.input_name = self.graph.input_names[0]
-        self.output_name = self.graph.output_names[0]
+        self.output_names = frozenset(self.graph.output_names)
+        self._weights = output_weights(self.graph)
         self._last_use = {name: i for i, node in enumerate(self.graph.nodes) for name in node.input}
 
     def __call__(self, batch: Tensor, quantizers: Mapping[str, Quantizer] | None = None) -> Tensor:
-        """Return the graph's first output for images (N, C, H, W)."""
+        """Return the graph's answer for images (N, C, H, W)."""
         values = {self.input_name: batch}
-        self.run(values, range(len(self.graph.nodes)), quantizers or {})
-        return values[self.output_name]
+        self.run(values, range(len(self.graph.nodes)), quantizers or {}, self.output_names)
+        return self.answer(values)
+
+    def answer(self, values: Mapping[str, Tensor]) -> Tensor:
+        """Return what the graph says: its output, or several as rows (N, numbers), each divided by its size."""
+        if len(self._weights) == 1:
+            return values[next(iter(self._weights))]
+        return torch.cat([values[name].flatten(1) * weight for name, weight in self._weights.items()], dim=1)
+
+    @property
+    def gives_classes(self) -> bool:
+        """Whether the answer is one row of scores, of which the largest decides."""
+        return len(self._weights) == 1 and Answers.of(self.graph.io_specs()[1]).are_classes
 
     def run(
         self,

@@ -79,7 +79,7 @@ def _answer(model: ModelProto, x: Any) -> Any:
         (_padded([0, 0, 1, 1, 0, 0, 1, 1], value=0.5), False),
         (_padded([0, 0, 1, 1, 0, 0, 1, 1], mode="reflect"), False),
         (_padded([0, 0, -1, 1, 0, 0, 1, 1]), False),
-        (_padded([0, 0, 1, 1, 0, 0, 1, 1], auto_pad="SAME_UPPER"), False),
+        (_padded([0, 0, 1, 1, 0, 0, 1, 1], auto_pad="SAME_UPPER"), True),
         (_padded([1, 2], axes=[-1], shape=(1, 3, 9)), False),
     ],
     ids=["stride", "both", "axes", "two", "read", "value", "mode", "negative", "auto", "line"],

@@ -86,7 +86,7 @@ def test_an_old_opset_is_converted(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"inputs": 2}, "2 inputs"),
-        ({"shape": ("batch", 3, 8, 8)}, "dynamic shape"),
+        ({"shape": ("batch", 3, "height", 8)}, "dynamic shape"),
         ({"shape": (2, 3, 8, 8)}, "batch 1"),
         ({"quantized": True}, "already quantized"),
         ({"domain": "com.example"}, "com.example"),
@@ -97,6 +97,41 @@ def test_what_cannot_be_quantized_is_refused_with_the_reason(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         load_float_onnx(_save(_classifier(**changes), tmp_path))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("shape", [("batch", 3, 8, 8), (None, 3, 8, 8)])
+def test_an_open_batch_alone_is_taken_for_one(shape: tuple[object, ...], tmp_path: Path) -> None:
+    taken = load_float_onnx(_save(_classifier(shape=shape), tmp_path))
+    assert Graph(taken).io_specs()[0][0].shape == (1, 3, 8, 8)
+
+
+def test_open_sizes_are_what_is_asked_for(tmp_path: Path) -> None:
+    path = _save(_classifier(shape=("batch", 3, "?", "?")), tmp_path)
+    taken = load_float_onnx(path, (1, 3, 12, 20))
+    assert Graph(taken).io_specs()[0][0].shape == (1, 3, 12, 20)
+    assert Graph(taken).shapes()["c"] == (1, 4, 10, 18)
+
+
+@pytest.mark.parametrize("asked", [(1, 1, 12, 20), (1, 3, 12), (2, 3, 12, 20)])
+def test_sizes_that_do_not_fit_the_file_are_refused(asked: tuple[int, ...], tmp_path: Path) -> None:
+    path = _save(_classifier(shape=(1, 3, "?", "?")), tmp_path)
+    with pytest.raises(ModelError, match="does not fit"):
+        load_float_onnx(path, asked)
+
+
+def test_outputs_may_be_maps_and_several(tmp_path: Path) -> None:
+    model = _classifier()
+    model.graph.output.append(helper.make_tensor_value_info("r", TensorProto.FLOAT, [1, 4, 6, 6]))
+    assert [item.name for item in load_float_onnx(_save(model, tmp_path)).graph.output] == ["y", "r"]
+
+
+def test_an_output_without_a_batch_is_refused(tmp_path: Path) -> None:
+    model = _classifier()
+    model.graph.node.append(helper.make_node("Reshape", ["y", "five"], ["flat"]))
+    model.graph.initializer.append(numpy_helper.from_array(np.array([5]), "five"))
+    model.graph.output.append(helper.make_tensor_value_info("flat", TensorProto.FLOAT, [5]))
+    with pytest.raises(ModelError, match="batch 1 in front"):
+        load_float_onnx(_save(model, tmp_path))
 
 
 @pytest.mark.parametrize("content", [b"", b"not a model", b"\x08\x07", b"\x89PNG\r\n" * 20])

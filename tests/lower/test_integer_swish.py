@@ -108,7 +108,8 @@ def test_other_hard_swishes_stay(model: onnx.ModelProto) -> None:
 
 
 @pytest.mark.parametrize(
-    ("target", "expected"), [("ort-cpu", True), ("ort-portable", True), ("ort-web", False), ("openvino-cpu", False)]
+    ("target", "expected"),
+    [("ort-cpu", True), ("ort-portable", True), ("ort-web", False), ("openvino-cpu", False)],
 )
 def test_processors_that_onnx_runtime_has_integer_kernels_for_get_it(target: str, expected: bool) -> None:
     assert ("integer-swish" in [item.name for item in passes_for(target)]) == expected

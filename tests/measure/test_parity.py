@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from edgeattn.answers import Answers
+from edgeattn.artifact import IoSpec
 from edgeattn.errors import DataError, ModelError, ParityError
 from edgeattn.measure import (
     compare_outputs,
@@ -52,6 +54,27 @@ def test_without_labels() -> None:
     parity = compare_outputs(REFERENCE, TEST)
     assert parity.top1 is parity.top1_delta is parity.mcnemar_p is None
     json.dumps(parity.to_json(), allow_nan=False)
+
+
+def test_outputs_that_are_no_scores_have_no_agreement() -> None:
+    answers = Answers.of([IoSpec("boxes", (1, 1)), IoSpec("score", (1, 1))])
+    parity = compare_outputs(REFERENCE, TEST, LABELS, answers)
+    assert parity.agreement is parity.agreement_interval is parity.kl is parity.top1 is None
+    # By output: signal 3 * 4 and 2 * 4, noise 4 + 1 and 0.25 + 1 + 4.
+    shares = {"boxes": 5 / 12, "score": 5.25 / 8}
+    assert parity.outputs_sqnr_db == pytest.approx({k: -10 * math.log10(v) for k, v in shares.items()})
+    assert parity.sqnr_db == pytest.approx(-10 * math.log10(sum(shares.values()) / 2))
+    json.dumps(parity.to_json(), allow_nan=False)
+
+
+def test_answers_of_another_length_are_refused() -> None:
+    with pytest.raises(DataError, match="expected 3"):
+        compare_outputs(REFERENCE, TEST, answers=Answers.of([IoSpec("map", (1, 3, 1))]))
+
+
+def test_equal_numbers_of_maps_are_identical() -> None:
+    parity = compare_outputs(REFERENCE, REFERENCE, answers=Answers.of([IoSpec("map", (1, 2, 1))]))
+    assert (parity.sqnr_db, parity.outputs_sqnr_db) == (math.inf, {})
 
 
 def test_equal_logits_have_infinite_sqnr_and_valid_json() -> None:

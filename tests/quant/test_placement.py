@@ -269,3 +269,25 @@ def test_scores_of_a_gates_softmax_stay_float_under_the_float_policy() -> None:
     part = place_quantizers(model, [GateRegion("attention", "float")])
     assert not scores & set(part.activations)
     assert {"input", "attention/mul/2"} <= set(part.activations)
+
+
+@pytest.mark.parametrize("last", ["Softmax", "Sigmoid"])
+def test_scores_that_only_become_the_answer_stay_float(last: str) -> None:
+    model = model_of(
+        [node("Conv", "input w", "c"), node("GlobalAveragePool", "c", "p"), node(last, "p", "logits")],
+        {"w": weight(4)},
+    )
+    assert place_quantizers(model).activations == ("input", "c")
+
+
+def test_scores_that_others_read_as_well_are_quantized() -> None:
+    model = model_of(
+        [
+            node("Conv", "input w", "c"),
+            node("Sigmoid", "c", "s"),
+            node("Mul", "c s", "m"),
+            node("Sigmoid", "m", "logits"),
+        ],
+        {"w": weight(4)},
+    )
+    assert place_quantizers(model).activations == ("input", "c", "s")

@@ -1,0 +1,74 @@
+"""What stays in float whatever the policy: 8 bits would spoil it, and it costs next to nothing."""
+
+from __future__ import annotations
+
+import numpy as np
+from onnx import NodeProto
+
+from edgeattn.onnx_graph import Graph
+
+__all__ = ["BOUNDED_OUTPUT", "answering_nodes", "coordinate_nodes", "masked_nodes"]
+
+BOUNDED_OUTPUT: dict[str, tuple[float, float]] = {
+    "Sigmoid": (0.0, 1.0),
+    "HardSigmoid": (0.0, 1.0),
+    "Softmax": (0.0, 1.0),
+    "Tanh": (-1.0, 1.0),
+}
+"""Operations whose result has a known range: its scale needs no calibration."""
+_MASK = -1000.0
+
+
+def answering_nodes(graph: Graph) -> list[NodeProto]:
+    """Return what turns scores into the answer, such as a softmax at the end.
+
+    Nothing in INT8 reads it, and rounding the scores before it would spoil the answer for no speed.
+    """
+    return [
+        node
+        for node in graph.nodes
+        if node.op_type in BOUNDED_OUTPUT and node.output[0] in graph.output_names
+    ]
+
+
+def coordinate_nodes(graph: Graph) -> list[NodeProto]:
+    """Return the nodes between a convolution (or Gemm) and the grid that a GridSample reads.
+
+    A grid names pixels by fractions of the map: in 256 steps it would miss them by a good part of one.
+    What the layer before predicts, an offset of a few pixels, is fine in 8 bits; adding it to where it
+    starts is not.
+    """
+    result: dict[int, NodeProto] = {}
+    waiting = [node.input[1] for node in graph.nodes if node.op_type == "GridSample"]
+    while waiting:
+        node = graph.producer.get(waiting.pop())
+        if node is None or id(node) in result or node.op_type in ("Conv", "Gemm", "GridSample"):
+            continue
+        result[id(node)] = node
+        waiting.extend(name for name in node.input if name)
+    return list(result.values())
+
+
+def masked_nodes(graph: Graph, below: float = _MASK) -> list[NodeProto]:
+    """Return what puts a mask of constants `below` a bound over scores, and what follows up to their softmax, included.
+
+    A range that holds the mask leaves nothing of 8 bits to the scores.
+    """
+    result: dict[int, NodeProto] = {}
+    waiting = [
+        node
+        for node in graph.nodes
+        if node.op_type in ("Add", "Where")
+        and any(
+            name in graph.constants and graph.constants[name].size and np.min(graph.constants[name]) < below
+            for name in node.input
+        )
+    ]
+    while waiting:
+        node = waiting.pop()
+        if id(node) in result:
+            continue
+        result[id(node)] = node
+        if node.op_type != "Softmax":
+            waiting.extend(other for other in graph.nodes if node.output[0] in other.input)
+    return list(result.values())

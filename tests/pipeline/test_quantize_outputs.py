@@ -1,0 +1,112 @@
+"""Networks that are no classifiers: maps, several outputs, sizes left open. From the file to engines that agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import ModelProto, TensorProto, helper
+from quant_networks import SIZE, Builder, pictures
+
+from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline import parity_model, quantize_onnx
+from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.output_weights import output_weights, weigh_outputs
+from edgeattn.quant.torch_graph import TorchGraph
+from edgeattn.report import Report
+
+QUICK = PtqConfig(nncf=False, tuning_steps=2, range_estimator="minmax")
+
+
+def detector(*, open_sizes: bool = False) -> ModelProto:
+    """Hard swishes, an SE gate, boxes in pixels and scores in [0, 1] at two scales: as PicoDet on PP-LCNet has them."""
+    b = Builder(0)
+    x = b.node("HardSwish", [b.conv("input", "stem", 3, 8, kernel=3)], "stem_act")
+    x = b.node("HardSwish", [b.conv(x, "depthwise", 8, 8, kernel=3, group=8)], "depthwise_act")
+    gate = b.node("GlobalAveragePool", [x], "pool")
+    gate = b.node("Relu", [b.conv(gate, "squeeze", 8, 4)], "squeeze_act")
+    gate = b.node("HardSigmoid", [b.conv(gate, "excite", 4, 8)], "gate", alpha=1 / 6, beta=0.5)
+    x = b.node("Mul", [x, gate], "gated")
+    x = b.node("HardSwish", [b.conv(x, "last", 8, 8)], "last_act")
+    boxes = b.node("Mul", [b.conv(x, "boxes.conv", 8, 4), b.constant("hundred", 100.0)], "boxes")
+    scores = b.node("Sigmoid", [b.conv(x, "scores.conv", 8, 2)], "scores")
+    model = b.model(scores, (1, 2, SIZE, SIZE))
+    model.graph.output.append(helper.make_tensor_value_info(boxes, TensorProto.FLOAT, (1, 4, SIZE, SIZE)))
+    if open_sizes:
+        for item in (*model.graph.input, *model.graph.output):
+            for index in (0, 2, 3):
+                item.type.tensor_type.shape.dim[index].dim_param = "?"
+    return model
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Report]:
+    folder = tmp_path_factory.mktemp("detector")
+    onnx.save(detector(open_sizes=True), str(folder / "detector.onnx"))
+    np.save(folder / "images.npy", np.concatenate(pictures(40)))
+    report = quantize_onnx(
+        folder / "detector.onnx",
+        folder / "images.npy",
+        folder / "out",
+        targets=["reference", "ort-cpu", "openvino-cpu"],
+        config=QUICK,
+        input_shape=(1, 3, SIZE, SIZE),
+    )
+    return folder, report
+
+
+def test_every_output_is_near_the_float_network(run: tuple[Path, Report]) -> None:
+    _, report = run
+    assert report.recipe["input_shape"] == [1, 3, SIZE, SIZE]
+    assert {target.status for target in report.targets.values()} == {"ok"}
+    for target in report.targets.values():
+        assert set(target.outputs_sqnr_db) == {"boxes", "scores"}
+        assert all(ratio is not None and ratio > 20 for ratio in target.outputs_sqnr_db.values())
+        assert target.agreement is None, "no number of a box is to be the largest"
+        assert target.top1 is None
+
+
+def test_the_ladder_measures_no_agreement_either(run: tuple[Path, Report]) -> None:
+    _, report = run
+    ladder = report.quant["ladder"]
+    assert isinstance(ladder, list)
+    assert {step["agreement_u8"] for step in ladder if isinstance(step, dict)} == {None}
+
+
+def test_engines_agree_and_parity_judges_their_layers(run: tuple[Path, Report]) -> None:
+    folder, _ = run
+    found = parity_model(
+        folder / "out",
+        ["reference", "ort-cpu", "openvino-cpu"],
+        folder / "images.npy",
+        limit=8,
+        layer_images=2,
+    )
+    assert found["verdict"]["passed"], found["verdict"]["reasons"]
+    assert {reason["metric"] for reason in found["verdict"]["reasons"]} == {"over_one_share"}
+    assert found["between"]["reference/ort-cpu"]["sqnr_db"] > 25
+
+
+def test_outputs_weigh_alike_whatever_their_unit() -> None:
+    model, images = detector(), pictures(16)
+    weights = weigh_outputs(model, images)
+    assert 20 < weights["scores"] / weights["boxes"] < 500
+    graph = Graph(model)
+    assert output_weights(graph) == weights
+    network = TorchGraph(graph)
+    assert not network.gives_classes
+    torch = pytest.importorskip("torch")
+    answer = torch.cat([network(torch.from_numpy(image)) for image in images])
+    power = answer.square().sum(0) / len(images)
+    count = 2 * SIZE * SIZE
+    assert float(power[:count].sum()) == pytest.approx(1, rel=1e-3)
+    assert float(power[count:].sum()) == pytest.approx(1, rel=1e-3)
+
+
+@pytest.mark.parametrize("noted", ["", "[1]", '{"scores": -1, "boxes": "x"}', '{"scores": 1e999}'])
+def test_weights_that_a_file_only_claims_are_checked(noted: str) -> None:
+    model = detector()
+    model.metadata_props.add(key="edgeattn.output_weights", value=noted)
+    assert output_weights(Graph(model)) == {"scores": 1.0, "boxes": 1.0}
