@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import ModelProto
 
 from edgeattn.answers import Answers
 from edgeattn.artifact import OnnxArtifact
@@ -29,7 +31,7 @@ from edgeattn.pipeline_sensitivity import sensitivity_results
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
-from edgeattn.quant.plan import Profile
+from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.recipe import Accept
 from edgeattn.report import (
     Fp32Result,
@@ -52,6 +54,8 @@ __all__ = [
 
 _LARGEST_CALIBRATION = 256
 _SENSITIVITY_IMAGES = 8
+_SENSITIVITY_WORK = 8e9
+"""Numbers that are computed for the sensitivity of a profile at most, about: each unit's turn computes the network again."""
 _BEFORE_LAYERS = frozenset(
     {"Add", "Cast", "DequantizeLinear", "Div", "Mul", "Pad", "QuantizeLinear", "Sub", "Transpose"}
 )
@@ -144,7 +148,7 @@ def quantize_onnx(
             planned,
             plan,
             profile,
-            [image[None] for image in images[:_SENSITIVITY_IMAGES]],
+            [image[None] for image in images[: _sensitivity_images(planned, plan)]],
             (),
             functools.partial(progress.update, f"sensitivity {profile}"),
         )
@@ -190,6 +194,15 @@ def quantize_onnx(
     report.verdict = "pass" if all(reason.passed for reason in reasons) else "fail"
     write_report(report, out)
     return report
+
+
+def _sensitivity_images(model: ModelProto, plan: QuantPlan) -> int:
+    """Return on how many images layers are measured one by one: fewer where images and networks are large."""
+    graph = Graph(model)
+    shapes = graph.shapes()
+    numbers = sum(math.prod(shapes.get(name, ())) for node in graph.nodes for name in node.output)
+    work = max(numbers * len(plan.activations), 1)
+    return int(min(max(_SENSITIVITY_WORK // work, 1), _SENSITIVITY_IMAGES))
 
 
 def bench_engines(

@@ -104,6 +104,7 @@ def test_seed_0_of_the_pretrained_network_is_the_recipe_of_the_project(attention
         "quant.ptq.channel_order=false",
         "quant.ptq.pixels=false",
         "quant.ptq.padded_grids=false",
+        "quant.ptq.swish_grids=false",
     ]
     changes += [f"attention.edge_form={form}" for kind, form in block.edge_forms.items() if kind == attention]
     theirs = load_recipe(RECIPES / f"sign_digits_mobilenetv2_{attention}.yaml", changes)
