@@ -13,6 +13,7 @@ from edgeattn.cli_errors import handle_errors, set_debug
 from edgeattn.cli_kit import KIT_EXAMPLES, kit
 from edgeattn.cli_lint import LINT_EXAMPLES, lint
 from edgeattn.cli_options import (
+    InputShapeOption,
     JsonOption,
     QuickOption,
     RecipeArgument,
@@ -191,13 +192,7 @@ def quantize(
             min=0, max=1, help="Share of the layers with weights that must run in INT8; else exit code 4."
         ),
     ] = None,
-    input_shape: Annotated[
-        str | None,
-        typer.Option(
-            metavar="1,C,H,W",
-            help="Sizes of the image where the model leaves them open; an open batch alone is taken for 1.",
-        ),
-    ] = None,
+    input_shape: InputShapeOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
 ) -> None:

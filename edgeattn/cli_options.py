@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from edgeattn.recipe import Recipe
 
 __all__ = [
+    "InputShapeOption",
     "JsonOption",
     "QuickOption",
     "RecipeArgument",
@@ -37,6 +38,14 @@ SetOption = Annotated[
 ]
 ThreadsOption = Annotated[int, typer.Option(min=1, max=256, help="Threads of one inference.")]
 QuickOption = Annotated[bool, typer.Option("--quick", help="64 timed inferences: for a first look.")]
+
+InputShapeOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="1,C,H,W",
+        help="Sizes of the image where the model leaves them open; an open batch alone is taken for 1.",
+    ),
+]
 
 StrictOption = Annotated[
     bool,

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from edgeattn.cli_errors import handle_errors
-from edgeattn.cli_options import JsonOption, examples, split_names
+from edgeattn.cli_options import InputShapeOption, JsonOption, examples, parse_shape, split_names
 from edgeattn.cli_output import open_console, print_json, print_line, print_table
 
 __all__ = ["PARITY_EXAMPLES", "parity", "print_parity"]
@@ -63,6 +63,7 @@ def parity(
             metavar="NPY", help="What a device made of the same images, in order: compared bit by bit."
         ),
     ] = None,
+    input_shape: InputShapeOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with exit code 4 if a bound is missed.")
     ] = False,
@@ -87,6 +88,7 @@ def parity(
             limit=limit,
             inputs=inputs,
             with_seen=with_seen,
+            input_shape=parse_shape(input_shape),
         )
     (print_json if as_json else print_parity)(result)
     failed = not result.get("verdict", {}).get("passed", True) or result.get("inputs", {}).get(

@@ -16,7 +16,7 @@ from edgeattn.answers import Answers
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import DataError, EdgeAttnError, ModelError, RecipeError
 from edgeattn.export.artifacts import save_artifact
-from edgeattn.export.from_onnx import read_onnx
+from edgeattn.export.from_onnx import read_fixed_onnx, read_onnx
 from edgeattn.measure import compare_outputs, describe_environment, run_session
 from edgeattn.measure.pair_saturation import prove_pair_saturation
 from edgeattn.onnx_graph import Graph
@@ -70,6 +70,7 @@ def parity_model(
     limit: int | None = None,
     inputs: Path | None = None,
     with_seen: bool = False,
+    input_shape: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Run one model, or a run's model, on several targets and compare their answers and their layers.
 
@@ -89,6 +90,7 @@ def parity_model(
             compared bit by bit.
         with_seen: Take images as well that the run learned from: for engines beside each other they are as good as
             others, and there are more of them. Top-1 is then no measure of the network.
+        input_shape: (1, C, H, W) where a file leaves sizes open. None takes an open batch for 1.
 
     Returns:
         JSON-ready: ``n``, ``fp32``, ``targets``, ``between``, ``top1_spread``, ``pair_saturation``, ``verdict``.
@@ -105,7 +107,7 @@ def parity_model(
     files = _files_of(model)
     # Before anything is decoded or run: a name may be wrong.
     entries = _entries(targets, profiles, files)
-    models = {profile: read_onnx(path) for profile, path in files.items()}
+    models = {profile: read_fixed_onnx(path, input_shape) for profile, path in files.items()}
     base = models.get("fp32", next(iter(models.values())))
     graph = Graph(base)
     (given, *_), outputs = graph.io_specs()

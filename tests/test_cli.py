@@ -275,10 +275,11 @@ def test_parity_prints_agreement(pipeline: FakePipeline) -> None:
     assert pipeline.calls[0][1] == ["ort-cpu", "openvino-cpu"]
     assert "MISS ort-cpu: too far" in result.stdout
     assert result.exit_code == 0
-    strict = ("--strict", "--profiles", "u8,s8")
+    strict = ("--strict", "--profiles", "u8,s8", "--input-shape", "1,3,8,8")
     result = invoke("parity", "m.onnx", "--targets", "ort-cpu", "--data", "d.npy", *strict)
     assert result.exit_code == 4
     assert pipeline.calls[1][3]["profiles"] == ["u8", "s8"]
+    assert pipeline.calls[1][3]["input_shape"] == (1, 3, 8, 8)
 
 
 def test_report_renders_the_page_again(tmp_path: Path) -> None:

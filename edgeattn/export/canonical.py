@@ -27,6 +27,7 @@ __all__ = [
     "name_nodes",
     "own_copy",
     "remove_identities",
+    "settle_constants",
     "widen_pads",
     "zero_pads",
 ]
@@ -57,12 +58,7 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
     Returns:
         The origin of the weight of every convolution and linear layer, by its name in the canonical graph.
     """
-    left = None
-    while left != len(graph.nodes):  # a constant may settle a shape, and a shape a constant
-        left = len(graph.nodes)
-        remove_identities(graph)
-        fold_shapes(graph)
-        fold_constants(graph)
+    settle_constants(graph)
     make_pads_explicit(graph)
     join_softmax(graph)
     fold_pads(graph)
@@ -71,6 +67,16 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
     graph.remove_unused()
     name_nodes(graph)
     return origins
+
+
+def settle_constants(graph: Graph) -> None:
+    """Compute what is known without the image, in place: constants of constants, and questions for shapes."""
+    left = None
+    while left != len(graph.nodes):  # a constant may settle a shape, and a shape a constant
+        left = len(graph.nodes)
+        remove_identities(graph)
+        fold_shapes(graph)
+        fold_constants(graph)
 
 
 def remove_identities(graph: Graph) -> None:

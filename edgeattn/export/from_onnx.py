@@ -11,12 +11,12 @@ from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 from onnx import ModelProto, checker, external_data_helper, shape_inference, version_converter
 
 from edgeattn.errors import ModelError
-from edgeattn.export.canonical import canonicalize, name_nodes
+from edgeattn.export.canonical import canonicalize, name_nodes, settle_constants
 from edgeattn.export.canonical_affine import fold_affine
 from edgeattn.export.canonical_spellings import name_outputs_directly
 from edgeattn.onnx_graph import Graph, io_spec
 
-__all__ = ["load_float_onnx", "read_onnx"]
+__all__ = ["load_float_onnx", "read_fixed_onnx", "read_onnx"]
 
 LARGEST_BYTES = 1 << 30
 _LEAST_OPSET = 13
@@ -49,6 +49,25 @@ def read_onnx(path: Path) -> ModelProto:
     except (checker.ValidationError, onnx.shape_inference.InferenceError) as exc:
         raise ModelError(f"{path} is not a valid ONNX model: {exc}") from exc
     return model
+
+
+def read_fixed_onnx(path: Path, input_shape: Sequence[int] | None = None) -> ModelProto:
+    """Read a file as `read_onnx` does, and fix sizes that it leaves open, outputs' included.
+
+    Args:
+        path: The file.
+        input_shape: (1, C, H, W) where the file leaves sizes open. None takes an open batch for 1, and nothing else.
+
+    Raises:
+        ModelError: As `read_onnx`, or if the shape does not fit the file.
+    """
+    model = read_onnx(path)
+    if not _fix_sizes(model, path, input_shape):
+        return model
+    graph = Graph(model)
+    settle_constants(graph)
+    _settle_outputs(graph)
+    return graph.to_model()
 
 
 def _take_in_weights(model: ModelProto, path: Path) -> None:
@@ -116,17 +135,17 @@ def load_float_onnx(path: Path, input_shape: Sequence[int] | None = None) -> Mod
     return result
 
 
-def _fix_sizes(model: ModelProto, path: Path, wanted: Sequence[int] | None) -> None:
-    """Write the sizes of the image into a graph that leaves some open, in place."""
+def _fix_sizes(model: ModelProto, path: Path, wanted: Sequence[int] | None) -> bool:
+    """Write the sizes of the image into a graph that leaves some open, in place; return whether any was."""
     weights = {item.name for item in model.graph.initializer}
     images = [item for item in model.graph.input if item.name not in weights]
     if len(images) != 1:
-        return  # the error about inputs says so
+        return False  # the error about inputs says so
     dims = images[0].type.tensor_type.shape.dim
     given = [dim.dim_value if dim.dim_value > 0 else None for dim in dims]
     if wanted is None:
         if None not in given or given[0] is not None or None in given[1:]:
-            return  # all fixed, or the error about open sizes says how
+            return False  # all fixed, or the error about open sizes says how
         wanted = [1, *(size for size in given[1:] if size is not None)]
     if len(given) != len(wanted) or any(
         old not in (None, new) for old, new in zip(given, wanted, strict=True)
@@ -136,12 +155,15 @@ def _fix_sizes(model: ModelProto, path: Path, wanted: Sequence[int] | None) -> N
             f"{path}: input {images[0].name!r} has shape ({shown}), which {tuple(wanted)} does not fit. "
             "Sizes that the file fixes cannot be changed; export it again."
         )
+    if None not in given:
+        return False
     for dim, size in zip(dims, wanted, strict=True):
         dim.dim_value = size
     # What was written down for open sizes, and follows from the input's now.
     del model.graph.value_info[:]
     for item in model.graph.output:
         item.type.tensor_type.ClearField("shape")
+    return True
 
 
 def _settle_outputs(graph: Graph) -> None:

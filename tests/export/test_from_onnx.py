@@ -11,7 +11,7 @@ import pytest
 from onnx import ModelProto, TensorProto, helper, numpy_helper
 
 from edgeattn.errors import ModelError
-from edgeattn.export.from_onnx import load_float_onnx, read_onnx
+from edgeattn.export.from_onnx import load_float_onnx, read_fixed_onnx, read_onnx
 from edgeattn.onnx_graph import Graph
 
 
@@ -117,6 +117,30 @@ def test_sizes_that_do_not_fit_the_file_are_refused(asked: tuple[int, ...], tmp_
     path = _save(_classifier(shape=(1, 3, "?", "?")), tmp_path)
     with pytest.raises(ModelError, match="does not fit"):
         load_float_onnx(path, asked)
+
+
+def test_a_file_with_open_sizes_is_read_with_fixed_ones(tmp_path: Path) -> None:
+    """As paddle2onnx writes the end of a network: the size of the batch is asked for."""
+    model = _classifier(shape=("batch", 3, "?", "?"))
+    pool, flatten = model.graph.node[2], model.graph.node[3]
+    zero, one, rest = (
+        numpy_helper.from_array(np.array(v), n) for v, n in (([0], "zero"), ([1], "one"), ([4], "four"))
+    )
+    model.graph.initializer.extend([zero, one, rest])
+    del model.graph.node[3]
+    nodes = [
+        helper.make_node("Shape", [pool.output[0]], ["shape"]),
+        helper.make_node("Slice", ["shape", "zero", "one"], ["batch"]),
+        helper.make_node("Concat", ["batch", "four"], ["flat_shape"], axis=0),
+        helper.make_node("Reshape", [pool.output[0], "flat_shape"], list(flatten.output)),
+    ]
+    for index, node in enumerate(nodes):
+        model.graph.node.insert(3 + index, node)
+    model.graph.output[0].type.tensor_type.shape.dim[0].dim_param = "batch"
+    fixed = Graph(read_fixed_onnx(_save(model, tmp_path), (1, 3, 10, 12)))
+    assert [spec.shape for specs in fixed.io_specs() for spec in specs] == [(1, 3, 10, 12), (1, 5)]
+    plain = _save(_classifier(), tmp_path / "fixed")
+    assert read_fixed_onnx(plain) == read_onnx(plain)
 
 
 def test_outputs_may_be_maps_and_several(tmp_path: Path) -> None:
