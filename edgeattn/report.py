@@ -31,6 +31,7 @@ __all__ = [
     "TargetResult",
     "device_text",
     "load_report",
+    "outputs_text",
     "report_schema",
     "write_report",
 ]
@@ -345,6 +346,14 @@ def load_report(path: Path | str) -> Report:
             f"{path} is not an edgeattn report: {where}: {first['msg']} ({exc.error_count()} problems). "
             "Name a report.json that `edgeattn run` wrote."
         ) from exc
+
+
+def outputs_text(target: TargetResult) -> str:
+    """Return the SQNR of each of several outputs, worst first; empty where there is one."""
+    ratios = sorted(target.outputs_sqnr_db.items(), key=lambda item: math.inf if item[1] is None else item[1])
+    return ", ".join(
+        f"{name} {'identical' if ratio is None else f'{ratio:.1f} dB'}" for name, ratio in ratios
+    )
 
 
 def device_text(build: Mapping[str, Any]) -> str:

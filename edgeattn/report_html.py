@@ -15,7 +15,7 @@ import yaml
 
 from edgeattn import report_plots
 from edgeattn.errors import MissingExtraError
-from edgeattn.report import device_text
+from edgeattn.report import device_text, outputs_text
 from edgeattn.report_coverage import coverage_rows
 from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 
@@ -149,6 +149,8 @@ def _targets(report: Report) -> str:
         notes += [f"<strong>{_text(name)}</strong>: {_text(text)}" for text in said]
         if where := device_text(target.build):
             notes.append(f"<strong>{_text(name)}</strong>: {_text(where)}.")
+        if ratios := outputs_text(target):
+            notes.append(f"<strong>{_text(name)}</strong>: SQNR by output: {_text(ratios)}.")
         if target.checked_by:
             notes.append(
                 f"<strong>{_text(name)}</strong>: the accuracy is that of the same QDQ file run by "

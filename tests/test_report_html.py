@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from report_samples import make_report
 
-from edgeattn.report import Report
+from edgeattn.report import Report, outputs_text
 from edgeattn.report_html import render_html
 
 HOSTILE = "<script>alert('x')</script>\"'&$x$--><!--\x1b[31m]]>"
@@ -156,3 +156,16 @@ def test_page_without_matplotlib_says_how_to_get_plots(monkeypatch: pytest.Monke
     assert "<svg" not in page
     assert "edgeattn[report]" in page
     outline(page)
+
+
+def test_each_of_several_outputs_is_named_the_worst_first() -> None:
+    report = make_report()
+    name, target = next(iter(report.targets.items()))
+    target.outputs_sqnr_db = {"scores": 31.25, "same": None, f"boxes{HOSTILE}": 7.5}
+    assert outputs_text(target).startswith("boxes")
+    page = render_html(report)
+    outline = Outline()
+    outline.feed(page)
+    assert f"{name}: SQNR by output: boxes" in outline.text
+    assert "7.5 dB, scores 31.2 dB, same identical." in outline.text
+    assert HOSTILE not in page
