@@ -23,6 +23,8 @@ __all__ = ["fold_affine"]
 
 Float64 = NDArray[np.float64]
 
+_SMALLEST = 1e-12
+"""Of a factor, so that weights stay finite in float32, and something of them is left."""
 _PREPARING = frozenset({"Add", "Cast", "Clip", "Div", "Mul", "Pad", "Sub", "Transpose"})
 
 
@@ -90,6 +92,10 @@ def _affine(
     numbers = _numbers_of(value, shape)
     if numbers is None or not np.isfinite(numbers).all():
         return None
+    if node.op_type in ("Mul", "Div") and not (
+        _SMALLEST < np.abs(numbers).min() <= np.abs(numbers).max() < 1 / _SMALLEST
+    ):
+        return None
     one, zero = np.ones(1), np.zeros(1)
     match node.op_type, constants[0]:
         case "Add", _:
@@ -99,9 +105,9 @@ def _affine(
         case "Sub", _:
             return source, -one, numbers
         case "Mul", _:
-            return (source, numbers, zero) if numbers.all() else None
+            return source, numbers, zero
         case _:
-            return (source, 1 / numbers, zero) if numbers.all() else None
+            return source, 1 / numbers, zero
 
 
 def _numbers_of(value: NDArray[np.float32], shape: tuple[int, ...]) -> Float64 | None:

@@ -22,7 +22,7 @@ _MASK = -1000.0
 def answering_nodes(graph: Graph) -> list[NodeProto]:
     """Return what turns scores into the answer, such as a softmax at the end.
 
-    Nothing in INT8 reads it, and rounding the scores before it would spoil the answer for no speed.
+    Nothing in INT8 reads it, and rounding it would spoil the answer for no speed.
     """
     return [
         node

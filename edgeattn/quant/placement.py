@@ -109,7 +109,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
     graph = Graph(model)
     shapes = graph.shapes()
     floats = _float_nodes(graph, gates, shapes)
-    answers = {id(node) for node in answering_nodes(graph)}
+    scores = {name for node in answering_nodes(graph) for name in node.input if _is_score(graph, name)}
     int8 = [node for node in graph.nodes if node.op_type in INT8_OPS and id(node) not in floats]
     int8 = [node for node in int8 if _is_float_math(graph, node)]
     weights: dict[str, int] = {}
@@ -128,7 +128,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
         for name in wanted
         if not _is_fused_away(graph, name)
         and not _is_inside_operation(graph, name)
-        and not (graph.consumers.get(name) and all(id(user) in answers for user in graph.consumers[name]))
+        and name not in scores
         and name not in graph.output_names
     ]
     chosen = _after_activation(graph, chosen, floats)
@@ -151,6 +151,19 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
         fixed,
         frozenset(name for name in own if _is_addend(graph, name)),
         weights,
+    )
+
+
+def _is_score(graph: Graph, name: str) -> bool:
+    """Whether nothing but the answer is made of a tensor, and no kernel needs it as integers.
+
+    ONNX Runtime's linear layers give float as well, its convolutions do not.
+    """
+    writer = graph.producer.get(name)
+    return (
+        graph.only_consumer(name) is not None
+        and writer is not None
+        and writer.op_type not in ("Conv", "ConvTranspose")
     )
 
 

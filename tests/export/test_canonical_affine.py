@@ -125,6 +125,13 @@ def test_constants_that_differ_by_place_stay(value: Array) -> None:
     assert folded(network(nodes, constants, "t"))[1] == ["Conv", "Mul"]
 
 
+@pytest.mark.parametrize("value", [0.0, 1e-20, 1e20, np.inf])
+def test_factors_that_would_ruin_weights_stay(value: float) -> None:
+    constants: dict[str, Array] = {"c": np.float32([value])}
+    nodes = [conv("x", "first", constants, 0, pads=[1] * 4), helper.make_node("Mul", ["first", "c"], ["t"])]
+    assert folded(network(nodes, constants, "t"))[1] == ["Conv", "Mul"]
+
+
 def test_a_convolution_that_others_read_as_well_keeps_its_numbers() -> None:
     constants: dict[str, Array] = {"c": np.float32([2.0])}
     nodes = [

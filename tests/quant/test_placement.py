@@ -280,6 +280,12 @@ def test_scores_that_only_become_the_answer_stay_float(last: str) -> None:
     assert place_quantizers(model).activations == ("input", "c")
 
 
+def test_a_convolution_in_front_of_the_answer_stays_an_integer_one() -> None:
+    """ONNX Runtime has no quantized convolution that gives float."""
+    model = model_of([node("Conv", "input w", "c"), node("Sigmoid", "c", "logits")], {"w": weight(4)})
+    assert place_quantizers(model).activations == ("input", "c")
+
+
 def test_scores_that_others_read_as_well_are_quantized() -> None:
     model = model_of(
         [
