@@ -38,6 +38,7 @@ from edgeattn.report import (
     TargetResult,
 )
 from edgeattn.targets import Engine, Target, TimingPlan, get_target, is_emulated, save_engine
+from edgeattn.targets.apart import build_apart
 
 __all__ = ["Measured", "Workload", "deploy", "judge_target", "module_of"]
 
@@ -272,7 +273,11 @@ def _deploy(
 def _build(target: Target, artifact: OnnxArtifact, workdir: Path, strict: float | None = None) -> Engine:
     (workdir / "lowered").mkdir(parents=True, exist_ok=True)
     # What was lowered lies apart: the engine's folder holds the engine and its manifest.
-    engine = target.build(target.lower(artifact, workdir / "lowered"), workdir)
+    lowered = target.lower(artifact, workdir / "lowered")
+    if getattr(target, "builds_apart", False) and artifact.profile != "fp32":
+        engine = build_apart(target, lowered, workdir)
+    else:
+        engine = target.build(lowered, workdir)
     if strict is not None:
         try:
             check_coverage(target.name, engine.details, strict)

@@ -76,6 +76,8 @@ class OpenVinoCpu(RuntimeTarget):
     profile = "u8"
     package = "openvino"
     adds_float_biases = True
+    builds_apart = True
+    """A graph that it cannot take may end the process."""
 
     def __init__(
         self,
