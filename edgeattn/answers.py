@@ -34,11 +34,6 @@ class Answers:
         one_row = len(outputs) == 1 and len(outputs[0].shape) == 2
         return cls(tuple(item.name for item in outputs), sizes, one_row and sizes[0] > 1)
 
-    @classmethod
-    def classes(cls, count: int) -> Answers:
-        """Describe a classifier."""
-        return cls(("logits",), (count,), True)
-
     def parts(self) -> list[slice]:
         """Return where each output lies in the flattened answer."""
         ends = [sum(self.sizes[:index]) for index in range(len(self.sizes) + 1)]

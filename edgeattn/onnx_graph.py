@@ -355,6 +355,7 @@ def io_spec(item: onnx.ValueInfoProto) -> IoSpec:
         shown = [d.dim_value or d.dim_param or "?" for d in tensor.shape.dim]
         raise ModelError(
             f"Tensor {item.name!r} has the dynamic shape {shown}; engines need fixed sizes. "
-            "Say which: `edgeattn quantize --input-shape 1,3,224,224`; or export the model again with fixed sizes."
+            "Say which with --input-shape 1,3,224,224 (`edgeattn quantize`, `edgeattn parity`), or export the model again "
+            "with fixed sizes."
         )
     return IoSpec(item.name, tuple(int(d) for d in dims), tensor_dtype(tensor.elem_type))
