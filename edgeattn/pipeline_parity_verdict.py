@@ -40,7 +40,9 @@ def top1_spread(targets: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
 
 
 def judge_parity(
-    result: Mapping[str, Any], logits: Mapping[str, NDArray[np.float32]], answers: Answers
+    result: Mapping[str, Any],
+    logits: Mapping[str, NDArray[np.float32]],
+    answers: Answers | None = None,
 ) -> dict[str, Any]:
     """Return ``passed`` and ``reasons``.
 
@@ -49,7 +51,8 @@ def judge_parity(
     Args:
         result: With ``n``, ``targets``, ``between`` and ``top1_spread``.
         logits: By target that ran, (n, classes), or all outputs, flattened.
-        answers: What the network answers. Only classes have to be the same; other outputs are judged by their layers.
+        answers: What the network answers; None means scores of classes. Only classes have to be the same; other outputs are
+            judged by their layers.
     """
     targets = result["targets"]
     reasons = [
@@ -58,7 +61,7 @@ def judge_parity(
         if entry["status"] == "failed"
     ]
     for pair, both in result["between"].items():
-        if both["same_profile"] and answers.are_classes:
+        if both["same_profile"] and (answers is None or answers.are_classes):
             first, second = pair.split("/")
             parity = compare_outputs(logits[first], logits[second])
             for reason in judge(AcceptBounds(agreement_min=AGREEMENT_BETWEEN), parity).reasons:

@@ -41,6 +41,7 @@ QUICK = PtqConfig(
     headroom="none",
     tuning_steps=0,
     rounding=False,
+    swish_grids=False,
 )
 BASE: GatePolicy = "int8"
 

@@ -9,7 +9,7 @@ from quant_networks import Builder, inverted_residual, pictures
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import estimate_range
-from edgeattn.quant.importance import _answer, weighted_statistics
+from edgeattn.quant.importance import _class, weighted_statistics
 
 
 def test_values_behind_which_everything_saturates_weigh_nothing() -> None:
@@ -43,7 +43,7 @@ def test_tensors_that_the_answer_does_not_depend_on_are_left_out() -> None:
 
 def test_drawn_gradients_have_the_covariance_of_the_softmax() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, 0.5]])
-    draws = _answer(logits.repeat(200_000, 1), torch.Generator().manual_seed(0)).double()
+    draws = _class(logits.repeat(200_000, 1), torch.Generator().manual_seed(0)).double()
     p = logits.softmax(1)[0].double()
     expected = torch.diag(p) - torch.outer(p, p)
     assert torch.allclose(draws.T @ draws / len(draws), expected, atol=3e-3)
