@@ -176,10 +176,11 @@ class Graph:
                 if name:
                     consumers.setdefault(name, []).append(node)
 
-    def replace(self, node: NodeProto, new: NodeProto) -> None:
-        """Put `new` in the place of a node."""
+    def replace(self, node: NodeProto, *new: NodeProto) -> None:
+        """Put nodes, or none, in the place of one."""
         # By identity: comparing nodes compares all that they hold.
-        self.nodes = [new if other is node else other for other in self.nodes]
+        place = next(index for index, other in enumerate(self.nodes) if other is node)
+        self.nodes = [*self.nodes[:place], *new, *self.nodes[place + 1 :]]
         self.reindex()
 
     def copy_node(self, node: NodeProto, stem: str) -> NodeProto:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,28 @@ from onnx.reference import ReferenceEvaluator
 
 from edgeattn.errors import ModelError
 
-__all__ = ["evaluate_node"]
+__all__ = ["evaluate_node", "same_pads"]
+
+
+def same_pads(
+    way: str, sizes: Sequence[int], kernel: Sequence[int], strides: Sequence[int], dilations: Sequence[int]
+) -> list[int]:
+    """Return the pads that ``auto_pad`` SAME_UPPER or SAME_LOWER stands for: (begin of every axis, end of every axis).
+
+    Args:
+        way: Which of the two: where the odd pixel goes.
+        sizes: Of the map, by axis; the others as well.
+        kernel: Of the window.
+        strides: Of the window.
+        dilations: Of the window.
+    """
+    begins, ends = [], []
+    for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
+        total = max((-(-size // stride) - 1) * stride + (width - 1) * dilation + 1 - size, 0)
+        less, more = total // 2, total - total // 2
+        begins.append(less if way == "SAME_UPPER" else more)
+        ends.append(more if way == "SAME_UPPER" else less)
+    return [int(side) for side in (*begins, *ends)]
 
 
 def evaluate_node(node: NodeProto, feeds: Mapping[str, NDArray[Any]], opset: int) -> list[NDArray[Any]]:

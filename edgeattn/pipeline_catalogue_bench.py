@@ -4,24 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import multiprocessing
 import shutil
-import signal
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import EdgeAttnError, ModelError
 from edgeattn.measure import compare_latency
 from edgeattn.targets import Engine, Feeds, Session, Target, TimingPlan
 from edgeattn.targets._common import one_line
+from edgeattn.targets.apart import build_apart
 
 if TYPE_CHECKING:
     from onnx import ModelProto
@@ -38,8 +35,6 @@ _GATE_BOUND_DB = 25.0
 _SLOW_SECONDS = 0.2
 _POLICIES = ("int8", "float")
 _CLASSES = 10
-_PRELOADED = ("edgeattn.targets", "onnx")
-"""Imported once for all processes that build. Runtimes are not: they start threads."""
 
 
 @dataclasses.dataclass
@@ -227,8 +222,7 @@ def build(bench: Bench, target: Target, quantized: Quantized, name: str, *, floa
     A runtime that crashes over a graph ends that process, and not the catalogue.
 
     Raises:
-        ModelError: If the runtime refuses the graph, or crashes over it.
-        EdgeAttnError: What else building raises.
+        ModelError: If the runtime refuses the graph, or crashes over it; in one line.
     """
     from edgeattn.export.artifacts import save_artifact
 
@@ -238,34 +232,7 @@ def build(bench: Bench, target: Target, quantized: Quantized, name: str, *, floa
     folder.mkdir(parents=True, exist_ok=True)
     artifact = save_artifact(model, folder / f"{name}.{profile}.onnx", profile)
     lowered = target.lower(artifact, folder / "lowered")
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(list(_PRELOADED))
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_build_there, args=(sender, target, lowered, folder / "engine"))
-    process.start()
-    sender.close()
     try:
-        answer: Engine | EdgeAttnError | None = receiver.recv()
-    except EOFError:
-        answer = None
-    process.join()
-    if isinstance(answer, Engine):
-        return answer
-    if answer is None:
-        code = process.exitcode or 0
-        ending = signal.Signals(-code).name if code < 0 else f"exit code {code}"
-        raise ModelError(
-            f"{target.name} {target.probe().version} crashes while it builds this graph ({ending})"
-        )
-    raise answer
-
-
-def _build_there(sender: Connection, target: Target, lowered: OnnxArtifact, folder: Path) -> None:
-    """Send the engine, or the error that building raises."""
-    answer: Engine | EdgeAttnError
-    try:
-        answer = target.build(lowered, folder)
+        return build_apart(target, lowered, folder / "engine")
     except EdgeAttnError as exc:
-        answer = ModelError(one_line(exc))
-    sender.send(answer)
-    sender.close()
+        raise ModelError(one_line(exc)) from exc

@@ -40,13 +40,13 @@ from edgeattn.report import (
 from edgeattn.targets import Engine, Target, TimingPlan, get_target, is_emulated, save_engine
 from edgeattn.targets.apart import build_apart
 
-__all__ = ["Measured", "Workload", "deploy", "judge_target", "module_of"]
+__all__ = ["FAR_DB", "Measured", "Workload", "deploy", "judge_target", "module_of"]
 
 logger = logging.getLogger(__name__)
 
 _CHECKER = "ort-cpu"
 _GRAPH_IMAGES = 32
-_FAR_DB = 30.0
+FAR_DB = 30.0
 """An engine that is nearer to its graph gives its answers, whatever FP32 gives."""
 _REASON_KEYS = {
     "top1_delta": "top1_delta_max",
@@ -274,10 +274,8 @@ def _build(target: Target, artifact: OnnxArtifact, workdir: Path, strict: float 
     (workdir / "lowered").mkdir(parents=True, exist_ok=True)
     # What was lowered lies apart: the engine's folder holds the engine and its manifest.
     lowered = target.lower(artifact, workdir / "lowered")
-    if getattr(target, "builds_apart", False) and artifact.profile != "fp32":
-        engine = build_apart(target, lowered, workdir)
-    else:
-        engine = target.build(lowered, workdir)
+    make = build_apart if getattr(target, "builds_apart", False) else _build_here
+    engine = make(target, lowered, workdir)
     if strict is not None:
         try:
             check_coverage(target.name, engine.details, strict)
@@ -287,6 +285,10 @@ def _build(target: Target, artifact: OnnxArtifact, workdir: Path, strict: float 
             raise
     save_engine(engine)
     return engine
+
+
+def _build_here(target: Target, lowered: OnnxArtifact, workdir: Path) -> Engine:
+    return target.build(lowered, workdir)
 
 
 def _run_elsewhere(work: Workload, profile: str) -> tuple[NDArray[np.float32], str] | None:
@@ -313,7 +315,7 @@ def _compare_with_graph(
     own = compare_outputs(plain, logits[:count], answers=work.answers).sqnr_db
     cost = compare_outputs(work.reference_logits[:count], plain, answers=work.answers).sqnr_db
     result.graph_sqnr_db = own if math.isfinite(own) else None
-    if own < min(cost, _FAR_DB):
+    if own < min(cost, FAR_DB):
         result.graph_warning = (
             f"the engine is {own:.1f} dB from its own quantized graph, which is {cost:.1f} dB from FP32 "
             f"({count} images): it may compute something else than it was given. "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,6 +11,7 @@ from numpy.typing import NDArray
 
 from edgeattn.answers import Answers
 from edgeattn.measure import AcceptBounds, compare_outputs, judge
+from edgeattn.pipeline_deploy import FAR_DB
 
 __all__ = ["AGREEMENT_BETWEEN", "OVER_ONE_SHARE", "TOP1_SPREAD", "judge_parity", "top1_spread"]
 
@@ -17,6 +19,9 @@ AGREEMENT_BETWEEN = 0.995
 """Least agreement of two targets of one profile."""
 OVER_ONE_SHARE = 1e-3
 """Largest share of a layer's values more than one step from the reference, given the same inputs."""
+APART_DB = 6.0
+"""How much more than each from the float network two engines may differ: errors that have nothing to do with each other
+add up to 3 dB more, and to more on single images."""
 TOP1_SPREAD = 0.002
 """Largest distance between the top-1 of two targets of one profile."""
 
@@ -51,8 +56,8 @@ def judge_parity(
     Args:
         result: With ``n``, ``targets``, ``between`` and ``top1_spread``.
         logits: By target that ran, (n, classes), or all outputs, flattened.
-        answers: What the network answers; None means scores of classes. Only classes have to be the same; other outputs are
-            judged by their layers.
+        answers: What the network answers; None means scores of classes, which have to be the same. Other outputs have
+            to be as near to each other as engines are whose roundings have nothing to do with each other.
     """
     targets = result["targets"]
     reasons = [
@@ -61,8 +66,12 @@ def judge_parity(
         if entry["status"] == "failed"
     ]
     for pair, both in result["between"].items():
-        if both["same_profile"] and (answers is None or answers.are_classes):
-            first, second = pair.split("/")
+        if not both["same_profile"]:
+            continue
+        first, second = pair.split("/")
+        if answers is not None and not answers.are_classes:
+            reasons.append(_judge_outputs(pair, both, targets[first], targets[second]))
+        else:
             parity = compare_outputs(logits[first], logits[second])
             for reason in judge(AcceptBounds(agreement_min=AGREEMENT_BETWEEN), parity).reasons:
                 item = {"about": pair, **reason.to_json()}
@@ -81,6 +90,28 @@ def judge_parity(
         text = "nothing was compared: fewer than two targets of one profile ran, and no layers"
         reasons.append(_reason("parity", "status", None, None, text, passed=False))
     return {"passed": all(reason["passed"] for reason in reasons), "reasons": reasons}
+
+
+def _judge_outputs(
+    pair: str, both: Mapping[str, Any], first: Mapping[str, Any], second: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Judge outputs of which no number is to be the largest."""
+    got, *costs = (_db(item) for item in (both, first, second))
+    bound = min(FAR_DB, min(costs) - APART_DB)
+    nearer = f"are {got:.1f} dB apart" if math.isfinite(got) else "are identical"
+    text = (
+        f"the outputs {nearer}; accepted is at least {bound:.1f} dB: {FAR_DB:.0f}, or {APART_DB:.0f} less than what the "
+        "one that is farther has against the float network"
+    )
+    measured = got if math.isfinite(got) else None
+    return _reason(pair, "sqnr_db", bound, measured, text, passed=got >= bound)
+
+
+def _db(parity: Mapping[str, Any]) -> float:
+    """Return the SQNR as it was measured: JSON has no infinity."""
+    if parity["sqnr_db"] is not None:
+        return float(parity["sqnr_db"])
+    return math.inf if parity["identical"] else -math.inf
 
 
 def _only_rounds(entry: Mapping[str, Any]) -> bool:

@@ -31,6 +31,7 @@ from edgeattn.pipeline_sensitivity import sensitivity_results
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
+from edgeattn.quant.pixel_input import preparing_nodes
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.recipe import Accept
 from edgeattn.report import (
@@ -48,6 +49,7 @@ __all__ = [
     "inputs_for",
     "quantize_onnx",
     "reads_pixels",
+    "sensitivity_images",
     "reference_logits",
     "usual_preprocess",
 ]
@@ -56,9 +58,6 @@ _LARGEST_CALIBRATION = 256
 _SENSITIVITY_IMAGES = 8
 _SENSITIVITY_WORK = 8e9
 """Numbers that are computed for the sensitivity of a profile at most, about: each unit's turn computes the network again."""
-_BEFORE_LAYERS = frozenset(
-    {"Add", "Cast", "DequantizeLinear", "Div", "Mul", "Pad", "QuantizeLinear", "Sub", "Transpose"}
-)
 _PIXEL_SCALE = 1 / 32
 """Between what maps pixels to a network's values (1/255 over a deviation of 0.2) and what merely normalizes these."""
 
@@ -148,7 +147,7 @@ def quantize_onnx(
             planned,
             plan,
             profile,
-            [image[None] for image in images[: _sensitivity_images(planned, plan)]],
+            [image[None] for image in images[: sensitivity_images(planned, plan)]],
             (),
             functools.partial(progress.update, f"sensitivity {profile}"),
         )
@@ -196,7 +195,7 @@ def quantize_onnx(
     return report
 
 
-def _sensitivity_images(model: ModelProto, plan: QuantPlan) -> int:
+def sensitivity_images(model: ModelProto, plan: QuantPlan) -> int:
     """Return on how many images layers are measured one by one: fewer where images and networks are large."""
     graph = Graph(model)
     shapes = graph.shapes()
@@ -254,13 +253,12 @@ def reads_pixels(graph: Graph) -> bool:
     Args:
         graph: Float or quantized, with one input.
     """
-    name, scale = graph.input_names[0], 1.0
-    while (node := graph.only_consumer(name)) is not None and node.op_type in _BEFORE_LAYERS:
+    scale = 1.0
+    for node in preparing_nodes(graph):
         constants = [graph.constants[item] for item in node.input if item in graph.constants]
         if node.op_type in ("Mul", "Div") and constants:
             size = np.abs(constants[0].astype(np.float64))
             scale *= float(size.max()) if node.op_type == "Mul" else 1.0 / max(float(size.min()), 1e-9)
-        name = node.output[0]
     return scale < _PIXEL_SCALE
 
 

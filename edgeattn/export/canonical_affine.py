@@ -18,6 +18,8 @@ from onnx import NodeProto
 
 from edgeattn.export.canonical import own_copy
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.folding import is_unpadded
+from edgeattn.quant.pixel_input import preparing_nodes
 
 __all__ = ["fold_affine"]
 
@@ -25,7 +27,6 @@ Float64 = NDArray[np.float64]
 
 _SMALLEST = 1e-12
 """Of a factor, so that weights stay finite in float32, and something of them is left."""
-_PREPARING = frozenset({"Add", "Cast", "Clip", "Div", "Mul", "Pad", "Sub", "Transpose"})
 
 
 def fold_affine(graph: Graph) -> None:
@@ -35,7 +36,12 @@ def fold_affine(graph: Graph) -> None:
         graph: Without a module behind it: layers get other weights than a module would have.
     """
     shapes = graph.shapes()
-    while any(_fold_behind(graph, node, shapes) or _fold_before(graph, node, shapes) for node in graph.nodes):
+    # What is done to the image first says what images the model wants.
+    kept = {id(node) for node in preparing_nodes(graph)}
+    while any(
+        _fold_behind(graph, node, shapes) or (id(node) not in kept and _fold_before(graph, node, shapes))
+        for node in graph.nodes
+    ):
         pass
     graph.remove_unused()
 
@@ -51,8 +57,7 @@ def _fold_behind(graph: Graph, node: NodeProto, shapes: dict[str, tuple[int, ...
         return False
     _scale_rows(graph, layer, factor, _by_channel(shift, _channels(graph, layer)))
     layer.output[0] = node.output[0]
-    graph.nodes = [other for other in graph.nodes if other is not node]
-    graph.reindex()
+    graph.replace(node)
     return True
 
 
@@ -60,19 +65,18 @@ def _fold_before(graph: Graph, node: NodeProto, shapes: dict[str, tuple[int, ...
     """Fold what is done to what convolutions read into them; return whether anything was."""
     found = _affine(graph, node, shapes)
     users = graph.consumers.get(node.output[0], [])
-    if found is None or not users or node.output[0] in graph.output_names or _prepares_image(graph, node):
+    if found is None or not users or node.output[0] in graph.output_names:
         return False
     source, factor, shift = found
     readers = [user for user in users if user.op_type == "Conv" and user.input[0] == node.output[0]]
     if len(readers) != len(users) or not all(_is_layer(graph, user) for user in users):
         return False
-    if shift.any() and any(_pads(user) for user in users):
+    if shift.any() and not all(is_unpadded(user) for user in users):
         return False
     for user in users:
         _scale_columns(graph, user, factor, shift)
     graph.replace_input(node.output[0], source)
-    graph.nodes = [other for other in graph.nodes if other is not node]
-    graph.reindex()
+    graph.replace(node)
     return True
 
 
@@ -118,17 +122,6 @@ def _numbers_of(value: NDArray[np.float32], shape: tuple[int, ...]) -> Float64 |
     if len(by_axis) > len(shape) or math.prod(by_axis) != by_axis[1] or by_axis[1] != shape[1]:
         return None
     return value.astype(np.float64).reshape(-1)
-
-
-def _prepares_image(graph: Graph, node: NodeProto) -> bool:
-    """Whether an operation is part of what a model does to its image first: it says what images the model wants."""
-    before: NodeProto | None = node
-    while before is not None and before.op_type in _PREPARING:
-        given = [name for name in before.input if name and name not in graph.constants]
-        if len(given) != 1 or given[0] in graph.input_names:
-            return len(given) == 1
-        before = graph.producer.get(given[0])
-    return False
 
 
 def _is_layer(graph: Graph, node: NodeProto) -> bool:
@@ -201,10 +194,3 @@ def _set_bias(graph: Graph, layer: NodeProto, bias: Float64) -> None:
     del layer.input[2:]
     layer.input.append(name)
     graph.reindex()
-
-
-def _pads(conv: NodeProto) -> bool:
-    return any(attribute(conv, "pads", [])) or attribute(conv, "auto_pad", "NOTSET") not in (
-        "NOTSET",
-        "VALID",
-    )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from onnx import NodeProto, helper
 
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_node import same_pads
 
 __all__ = ["join_softmax", "make_pads_explicit", "name_outputs_directly"]
 
@@ -21,7 +22,7 @@ def name_outputs_directly(graph: Graph) -> None:
         writer = graph.producer.get(source)
         if writer is None or result not in graph.output_names or source in graph.output_names:
             continue
-        graph.nodes = [other for other in graph.nodes if other is not node]
+        graph.replace(node)
         writer.output[list(writer.output).index(source)] = result
         graph.reindex()
         graph.replace_input(source, result)
@@ -51,19 +52,12 @@ def make_pads_explicit(graph: Graph) -> None:
 
 
 def _pads(node: NodeProto, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> list[int]:
-    """Return (begin of every axis, end of every axis), as the ONNX specification computes them."""
+    """Return (begin of every axis, end of every axis)."""
     rank, way = len(sizes), attribute(node, "auto_pad")
     if way == "VALID":
         return [0] * (2 * rank)
     strides, dilations = attribute(node, "strides", [1] * rank), attribute(node, "dilations", [1] * rank)
-    begins, ends = [], []
-    for size, width, stride, dilation in zip(sizes, kernel, strides, dilations, strict=True):
-        results = -(-size // stride)
-        total = max((results - 1) * stride + (width - 1) * dilation + 1 - size, 0)
-        less, more = total // 2, total - total // 2
-        begins.append(less if way == "SAME_UPPER" else more)
-        ends.append(more if way == "SAME_UPPER" else less)
-    return [int(side) for side in (*begins, *ends)]
+    return same_pads(way, sizes, kernel, strides, dilations)
 
 
 def join_softmax(graph: Graph) -> None:
@@ -85,6 +79,6 @@ def join_softmax(graph: Graph) -> None:
         joined = helper.make_node(
             softmax.op_type, [flatten.input[0]], list(back.output), softmax.name, axis=-1
         )
-        graph.nodes[graph.nodes.index(softmax)] = joined
-        graph.nodes = [node for node in graph.nodes if node is not flatten and node is not back]
-        graph.reindex()
+        graph.replace(softmax, joined)
+        graph.replace(flatten)
+        graph.replace(back)

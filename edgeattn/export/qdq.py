@@ -150,8 +150,7 @@ def _absorb_clip(graph: Graph, name: str, params: QuantParams) -> bool:
         before = graph.producer.get(node.input[0])
         if before is None:
             return False
-        # By identity: comparing nodes compares all that they hold.
-        graph.nodes = [other for other in graph.nodes if other is not node]
+        graph.replace(node)
         before.output[:] = [name if out == node.input[0] else out for out in before.output]
         graph.reindex()
     elif keeps_high and low == 0.0 and node.op_type == "Clip":

@@ -35,8 +35,7 @@ class FoldScaling(EveryGraph):
             name = graph.fresh_name(f"{quantize.output[0]}.unscaled")
             graph.constants[name] = (scale.astype(np.float64) / factor).astype(np.float32)
             quantize.input[0], quantize.input[1] = source, name
-            graph.nodes = [node for node in graph.nodes if node is not product]
-            graph.reindex()
+            graph.replace(product)
             changed = True
         return changed
 

@@ -93,6 +93,4 @@ def _rewrite(graph: Graph, node: NodeProto, dequantize: NodeProto, steps: int) -
         helper.make_node("DequantizeLinear", [clipped, sixth, lowest], [gate], gate),
         helper.make_node("Mul", [node.input[0], gate], list(node.output), node.name),
     ]
-    place = graph.nodes.index(node)
-    graph.nodes[place : place + 1] = added
-    graph.reindex()
+    graph.replace(node, *added)

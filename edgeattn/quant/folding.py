@@ -21,7 +21,7 @@ from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Array, Graph, attribute
 from edgeattn.quant.plan import QuantPlan, quantize_weight
 
-__all__ = ["can_fold_zero_point", "fold_zero_points", "folding_shifts"]
+__all__ = ["can_fold_zero_point", "fold_zero_points", "folding_shifts", "is_unpadded"]
 
 
 def can_fold_zero_point(graph: Graph, name: str, *, behind_pads: bool = False) -> bool:
@@ -41,7 +41,7 @@ def can_fold_zero_point(graph: Graph, name: str, *, behind_pads: bool = False) -
         _is_layer(graph, node)
         and node.input[0] == name
         and list(node.input).count(name) == 1
-        and (_is_unpadded(node) or (behind_pads and _pads_maps(node)))
+        and (is_unpadded(node) or (behind_pads and _pads_maps(node)))
         for node in readers
     )
 
@@ -139,7 +139,8 @@ def _is_layer(graph: Graph, node: NodeProto) -> bool:
     )
 
 
-def _is_unpadded(node: NodeProto) -> bool:
+def is_unpadded(node: NodeProto) -> bool:
+    """Whether a convolution or pool pads nothing, as far as its attributes say."""
     return attribute(node, "auto_pad", "NOTSET") in ("NOTSET", "VALID") and not any(
         attribute(node, "pads", [])
     )

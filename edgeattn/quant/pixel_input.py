@@ -33,10 +33,14 @@ __all__ = [
     "pixel_nodes",
     "pixel_ranges",
     "pixel_weights",
+    "preparing_nodes",
     "reader_of_image",
     "with_pixel_input",
 ]
 
+_PREPARING = frozenset(
+    {"Add", "Cast", "DequantizeLinear", "Div", "Mul", "Pad", "QuantizeLinear", "Sub", "Transpose"}
+)
 LEVELS = 256
 ZERO = 128
 _LEAST_LEVELS = 224
@@ -183,6 +187,19 @@ def pixel_model(model: ModelProto, images: Images) -> ModelProto | None:
     """Return the graph made to read the pixels of some images; None where they or the graph do not allow it."""
     graph, grid = Graph(model), find_pixel_grid(images)
     return graph.to_model() if grid is not None and with_pixel_input(graph, grid) else None
+
+
+def preparing_nodes(graph: Graph) -> list[NodeProto]:
+    """Return what a model does to its image before the first layer reads it: sums, products, pads, changes of layout.
+
+    Args:
+        graph: Float or quantized.
+    """
+    name, chain = graph.input_names[0], list[NodeProto]()
+    while (node := graph.only_consumer(name)) is not None and node.op_type in _PREPARING:
+        chain.append(node)
+        name = node.output[0]
+    return chain
 
 
 def pixel_nodes(graph: Graph) -> list[NodeProto]:

@@ -15,7 +15,12 @@ from pathlib import Path
 from edgeattn.artifact import OnnxArtifact
 from edgeattn.errors import EdgeAttnError, ModelError
 from edgeattn.targets.base import Engine, Target
-from edgeattn.targets.engine_files import load_engine, save_engine
+from edgeattn.targets.engine_files import (
+    engine_from_json,
+    engine_manifest_path,
+    engine_to_json,
+    verify_engine,
+)
 
 __all__ = ["build_apart", "main"]
 
@@ -25,8 +30,6 @@ _SAID = 400
 
 def build_apart(target: Target, artifact: OnnxArtifact, workdir: Path) -> Engine:
     """Build a registered target's engine in a process of its own.
-
-    The engine's manifest is written as well.
 
     Args:
         target: With its default options.
@@ -55,7 +58,9 @@ def build_apart(target: Target, artifact: OnnxArtifact, workdir: Path) -> Engine
     except ValueError:
         answer = {}
     if done.returncode == 0 and "engine" in answer:
-        return load_engine(workdir / str(answer["engine"]))
+        engine = engine_from_json(answer["engine"], engine_manifest_path(workdir / "engine"))
+        verify_engine(engine)
+        return engine
     if "error" in answer:
         raise ModelError(str(answer["error"]))
     code = done.returncode
@@ -64,7 +69,7 @@ def build_apart(target: Target, artifact: OnnxArtifact, workdir: Path) -> Engine
     raise ModelError(
         f"{target.name} {target.probe().version} crashed while it built this graph ({ending})"
         f"{f': {said}' if said else ''}. The graph is {artifact.path}; another version of the runtime may take it. "
-        f"Other targets are built all the same."
+        "Other targets are built all the same."
     )
 
 
@@ -76,8 +81,7 @@ def main() -> None:
     try:
         artifact = OnnxArtifact.from_json(request["artifact"], Path(request["folder"]))
         engine = get_target(request["target"]).build(artifact, Path(request["workdir"]))
-        save_engine(engine)
-        answer = {"engine": engine.path.name}
+        answer: dict[str, object] = {"engine": engine_to_json(engine)}
     except EdgeAttnError as exc:
         answer = {"error": str(exc)}
     sys.stdout.write("\n" + json.dumps(answer))

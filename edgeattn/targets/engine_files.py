@@ -14,7 +14,15 @@ from edgeattn.artifact import IoSpec, follow_links, read_json, verify_sha256, wr
 from edgeattn.errors import ArtifactError
 from edgeattn.targets.base import Engine
 
-__all__ = ["engine_manifest_path", "load_engine", "save_engine", "side_file_paths", "verify_engine"]
+__all__ = [
+    "engine_from_json",
+    "engine_manifest_path",
+    "engine_to_json",
+    "load_engine",
+    "save_engine",
+    "side_file_paths",
+    "verify_engine",
+]
 
 _SCHEMA_VERSION = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")
@@ -33,7 +41,12 @@ def save_engine(engine: Engine) -> Path:
     Raises:
         ArtifactError: If it cannot be written.
     """
-    value = {
+    return write_json(engine_manifest_path(engine.path), engine_to_json(engine))
+
+
+def engine_to_json(engine: Engine) -> dict[str, Any]:
+    """Return what a manifest says of an engine, with its file's name only."""
+    return {
         "schema_version": _SCHEMA_VERSION,
         "target": engine.target,
         "path": engine.path.name,
@@ -44,7 +57,6 @@ def save_engine(engine: Engine) -> Path:
         "outputs": [_spec_to_json(spec) for spec in engine.outputs],
         "details": dict(engine.details),
     }
-    return write_json(engine_manifest_path(engine.path), value)
 
 
 def load_engine(path: Path) -> Engine:
@@ -58,13 +70,7 @@ def load_engine(path: Path) -> Engine:
             if the engine is not what the manifest recorded.
     """
     manifest = path if path.name.endswith(".json") else engine_manifest_path(path)
-    value = read_json(manifest)
-    try:
-        engine = _engine_from_json(value, manifest)
-    except (KeyError, TypeError, ValueError, AttributeError) as exc:
-        raise ArtifactError(
-            f"Engine manifest {manifest} is not valid: {exc}. Build the engine again."
-        ) from exc
+    engine = engine_from_json(read_json(manifest), manifest)
     if engine_manifest_path(engine.path).name != manifest.name:
         raise ArtifactError(
             f"Engine manifest {manifest} describes {engine.path.name}, another file. Build the engine again."
@@ -113,6 +119,24 @@ def _inside(folder: Path, name: object) -> Path:
             f"Engine manifest in {folder} names {name!r}, which leaves that folder; expected a file name."
         )
     return folder / str(name)
+
+
+def engine_from_json(value: Any, manifest: Path) -> Engine:
+    """Rebuild an engine from `engine_to_json`'s result.
+
+    Args:
+        value: From anywhere: every field is checked.
+        manifest: Where it stands or could; the engine must lie in the same folder.
+
+    Raises:
+        ArtifactError: If it is incomplete, or names a file outside the folder.
+    """
+    try:
+        return _engine_from_json(value, manifest)
+    except (KeyError, TypeError, ValueError, AttributeError) as exc:
+        raise ArtifactError(
+            f"Engine manifest {manifest} is not valid: {exc}. Build the engine again."
+        ) from exc
 
 
 def _engine_from_json(value: Any, manifest: Path) -> Engine:

@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import signal
+import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from crashing_graph import joined_maps
 from quant_networks import inverted_residual, pictures
 
-from edgeattn.artifact import OnnxArtifact
+from edgeattn.artifact import OnnxArtifact, sha256_of_file
 from edgeattn.errors import ModelError
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.pipeline_catalogue import CatalogueSettings
 from edgeattn.pipeline_catalogue_bench import Bench, Quantized, build
 from edgeattn.quant.config import RANGES_ONLY
 from edgeattn.quant.ptq import make_plan
-from edgeattn.targets import Engine, get_target
-from edgeattn.targets.reference import Reference
-
-
-class Crashing(Reference):
-    """Ends its process as a fault in a native library does."""
-
-    def build(self, artifact: OnnxArtifact, workdir: Path) -> Engine:
-        os.kill(os.getpid(), signal.SIGSEGV)
-        raise AssertionError("it lives")
-
-
-class Refusing(Reference):
-    """Refuses as targets do."""
-
-    def build(self, artifact: OnnxArtifact, workdir: Path) -> Engine:
-        raise ModelError("no kernel\nfor this")
+from edgeattn.targets import Target, get_target
 
 
 @pytest.fixture
@@ -51,14 +35,39 @@ def quantized() -> Quantized:
     return Quantized(model, {"u8": graph}, {"u8": 0.0}, "int8")
 
 
-def test_a_crash_while_building_is_an_error_that_names_the_signal(bench: Bench, quantized: Quantized) -> None:
-    with pytest.raises(ModelError, match=r"reference .* crashes while it builds this graph \(SIGSEGV\)"):
-        build(bench, Crashing(), quantized, "network")
+def left_as_it_is(target: Target, artifact: OnnxArtifact, folder: Path) -> OnnxArtifact:
+    """Lower nothing: the pass that spares OpenVINO the graph is left out."""
+    return artifact
 
 
-def test_a_refusal_comes_back_in_one_line(bench: Bench, quantized: Quantized) -> None:
-    with pytest.raises(ModelError, match="no kernel for this"):
-        build(bench, Refusing(), quantized, "network")
+def test_a_crash_while_building_is_an_error_that_names_the_signal(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = get_target("openvino-cpu")
+    if not target.probe().can_build:
+        pytest.skip(target.probe().reason)
+    monkeypatch.setattr(type(target), "lower", left_as_it_is)
+    crashing = joined_maps(shifted=True)
+    with pytest.raises(ModelError, match=r"openvino-cpu .* crashed while it built this graph \(SIGSEGV\)"):
+        build(bench, target, Quantized(crashing, {"u8": crashing}, {"u8": 0.0}, "int8"), "network")
+
+
+def test_a_refusal_comes_back_in_one_line(
+    bench: Bench, quantized: Quantized, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = get_target("ort-cpu")
+    if not target.probe().can_build:
+        pytest.skip(target.probe().reason)
+
+    def spoiled(_: Target, artifact: OnnxArtifact, folder: Path) -> OnnxArtifact:
+        artifact.path.write_bytes(b"no model\n")
+        return dataclasses.replace(artifact, sha256=sha256_of_file(artifact.path))
+
+    monkeypatch.setattr(type(target), "lower", spoiled)
+    with pytest.raises(ModelError) as caught:
+        build(bench, target, quantized, "network")
+    assert "network.u8.onnx" in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["ort-cpu", "reference"])

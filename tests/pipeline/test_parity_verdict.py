@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from edgeattn.answers import Answers
 from edgeattn.pipeline_parity_verdict import judge_parity, top1_spread
 
 
@@ -90,3 +91,35 @@ def test_engines_that_rounding_parts_are_told_of_exact_grids(cause: str | None) 
         reasons = judge_parity(result, _logits(1000, "ab", wrong=wrong))["reasons"]
         told = ["quant.ptq.exact" in reason["text"] for reason in reasons if reason["metric"] == "agreement"]
         assert told == [wrong == 6 and cause == "rounding"]
+
+
+@pytest.mark.parametrize(
+    ("between", "costs", "passed"),
+    [
+        (31.0, (50.0, 60.0), True),
+        (29.0, (50.0, 60.0), False),
+        (14.5, (20.0, 40.0), True),
+        (13.5, (20.0, 40.0), False),
+        (None, (20.0, 40.0), True),
+    ],
+    ids=["near", "far", "as far as quantization goes", "farther than that", "identical"],
+)
+def test_outputs_that_are_no_classes_are_judged_by_how_near_they_are(
+    between: float | None, costs: tuple[float, float], passed: bool
+) -> None:
+    result = _result(10, {})
+    for name, cost in zip("ab", costs, strict=True):
+        result["targets"][name] = {"status": "ok", "profile": "u8", "sqnr_db": cost, "identical": False}
+    result["between"] = {"a/b": {"same_profile": True, "sqnr_db": between, "identical": between is None}}
+    verdict = judge_parity(result, _logits(10, "ab"), Answers(("map",), (4,), are_classes=False))
+    assert verdict["passed"] is passed
+    assert [reason["metric"] for reason in verdict["reasons"]] == ["sqnr_db"]
+
+
+def test_outputs_of_an_engine_that_gives_nothing_do_not_pass_for_identical() -> None:
+    """No ratio is finite where one side is zero."""
+    result = _result(10, {})
+    for name in "ab":
+        result["targets"][name] = {"status": "ok", "profile": "u8", "sqnr_db": 40.0, "identical": False}
+    result["between"] = {"a/b": {"same_profile": True, "sqnr_db": None, "identical": False}}
+    assert not judge_parity(result, _logits(10, "ab"), Answers(("map",), (4,), are_classes=False))["passed"]

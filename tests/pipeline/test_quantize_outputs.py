@@ -12,8 +12,10 @@ from quant_networks import SIZE, Builder, pictures
 
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline import parity_model, quantize_onnx
+from edgeattn.pipeline_tools import sensitivity_images
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.output_weights import output_weights, weigh_outputs
+from edgeattn.quant.plan import ActivationRange, QuantPlan
 from edgeattn.quant.torch_graph import TorchGraph
 from edgeattn.report import Report
 
@@ -85,8 +87,33 @@ def test_engines_agree_and_parity_judges_their_layers(run: tuple[Path, Report]) 
         layer_images=2,
     )
     assert found["verdict"]["passed"], found["verdict"]["reasons"]
-    assert {reason["metric"] for reason in found["verdict"]["reasons"]} == {"over_one_share"}
+    assert {reason["metric"] for reason in found["verdict"]["reasons"]} == {"sqnr_db", "over_one_share"}
     assert found["between"]["reference/ort-cpu"]["sqnr_db"] > 25
+
+
+def test_float_engines_are_judged_by_their_outputs(run: tuple[Path, Report]) -> None:
+    folder, _ = run
+    found = parity_model(
+        folder / "detector.onnx",
+        ["reference", "ort-cpu"],
+        folder / "images.npy",
+        limit=4,
+        input_shape=(1, 3, SIZE, SIZE),
+    )
+    (reason,) = found["verdict"]["reasons"]
+    assert (reason["metric"], reason["bound"], reason["passed"]) == ("sqnr_db", 30.0, True)
+
+
+@pytest.mark.parametrize(("images", "expected"), [((1, 3, 64, 64), 8), ((1, 3, 12800, 12800), 1)])
+def test_layers_of_large_networks_are_measured_on_fewer_images(
+    images: tuple[int, ...], expected: int
+) -> None:
+    model = detector(open_sizes=True)
+    for item in (*model.graph.input, *model.graph.output):
+        for index, size in ((0, 1), (2, images[2]), (3, images[3])):
+            item.type.tensor_type.shape.dim[index].dim_value = size
+    plan = QuantPlan(method="ptq", activations={"stem": ActivationRange(low=-1, high=1, limit=1)}, weights={})
+    assert sensitivity_images(model, plan) == expected
 
 
 def test_outputs_weigh_alike_whatever_their_unit() -> None:

@@ -16,6 +16,7 @@ from onnx import NodeProto
 
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import attribute
+from edgeattn.onnx_node import same_pads
 from edgeattn.targets._reference.integer import Window, pad_map, windows
 
 __all__ = ["AVERAGING", "FLOAT", "MOVING", "as_map", "fallback", "from_map", "reduced_axes", "window_of"]
@@ -42,14 +43,7 @@ def window_of(node: NodeProto, kernel: Sequence[int], size: Sequence[int]) -> Wi
         pads = [0, pads[0], 0, pads[1]]
     auto = attribute(node, "auto_pad", "NOTSET")
     if auto in ("SAME_UPPER", "SAME_LOWER"):
-        pads = [0, 0, 0, 0]
-        for dim in range(2):
-            spread = dilations[dim] * (kernel[dim] - 1) + 1
-            total = max((-(-size[dim] // strides[dim]) - 1) * strides[dim] + spread - size[dim], 0)
-            small = total // 2
-            pads[dim], pads[dim + 2] = (
-                (small, total - small) if auto == "SAME_UPPER" else (total - small, small)
-            )
+        pads = same_pads(auto, size, kernel, strides, dilations)
     elif auto == "VALID":
         pads = [0, 0, 0, 0]
     return list(kernel), strides, pads, dilations
