@@ -3,8 +3,8 @@
 ``hard_swish(x) = x * clip(x + 3, 0, 6) / 6``. On a grid of which 3 is n steps (`edgeattn.quant.swish_grids`), the second
 factor is x's own integers, clipped to n steps around the zero point z, read with the zero point z - n and a sixth of the
 step: no number is rounded on the way. ONNX Runtime has kernels for a clip of integers and for a product of two quantized
-maps, none for a quantized hard swish. That one is four passes over floats four times the size: MobileNetV3's or PP-LCNet's
-INT8 networks are slower than their FP32 ones with it.
+maps, none for a quantized hard swish. That one is four passes over floats four times the size: an INT8 PP-LCNet
+is slower with it than the same network in FP32.
 
 The product is rounded once, as before. Only a value that lies right between two steps may become the other one.
 """
