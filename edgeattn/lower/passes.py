@@ -5,6 +5,7 @@ from __future__ import annotations
 from edgeattn.lower.align_channels import AlignChannels
 from edgeattn.lower.base import LoweringPass
 from edgeattn.lower.biased_zero_points import BiasedZeroPoints
+from edgeattn.lower.block_channels import BlockChannels
 from edgeattn.lower.copy_gates import CopyGates
 from edgeattn.lower.drop_idle_pairs import DropIdlePairs
 from edgeattn.lower.drop_inner_pairs import DropInnerPairs
@@ -35,7 +36,6 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     FoldScaling(),
     PoolToDepthwise(),
     IntegerBias(),
-    WidenGates(),
 )
 _OPENVINO: tuple[LoweringPass, ...] = (
     SafeReductions(),
@@ -62,11 +62,26 @@ _TENSORRT: tuple[LoweringPass, ...] = (
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
     # On ARM the target adds `FloatSums`.
-    "ort-cpu": (*_ONNX_RUNTIME, ImageConvolution(), FillChannels(), IntegerSwish()),
+    "ort-cpu": (
+        *_ONNX_RUNTIME,
+        BlockChannels(),
+        WidenGates(),
+        ImageConvolution(),
+        FillChannels(),
+        IntegerSwish(),
+    ),
     # A file that is carried to other processors.
-    "ort-portable": (*_ONNX_RUNTIME, FloatSums(), ImageConvolution(), FillChannels(), IntegerSwish()),
+    "ort-portable": (
+        *_ONNX_RUNTIME,
+        BlockChannels(),
+        WidenGates(),
+        FloatSums(),
+        ImageConvolution(),
+        FillChannels(),
+        IntegerSwish(),
+    ),
     # Browsers have no symmetric kernels, and their graphics processors neither pad nor clip integers.
-    "ort-web": (*_ONNX_RUNTIME, FloatSums()),
+    "ort-web": (*_ONNX_RUNTIME, WidenGates(), FloatSums()),
     "openvino-cpu": _OPENVINO,
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": _TENSORRT,

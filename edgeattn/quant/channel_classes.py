@@ -59,12 +59,14 @@ class ChannelClass:
         writers: Constants with an entry for each channel that is written, the axis of them, and the first of them:
             weights and biases, factors and addends.
         readers: Weights that multiply the channels and add up, and the axis of them.
+        tensors: Results of nodes that have these channels, in graph order.
     """
 
     name: str
     channels: int
     writers: tuple[tuple[str, int, int], ...]
     readers: tuple[tuple[str, int], ...]
+    tensors: tuple[str, ...]
 
 
 def find_channel_classes(graph: Graph) -> list[ChannelClass]:
@@ -149,7 +151,7 @@ class _Search:
             if any(len(self._graph.consumers[name]) != 1 for name in own):
                 continue
             writes, reads = tuple(starts.get(root, [])), tuple(readers.get(root, []))
-            found.append(ChannelClass(names[0], counts.pop(), writes, reads))
+            found.append(ChannelClass(names[0], counts.pop(), writes, reads, tuple(names)))
         return found
 
     def _share_out(
