@@ -86,7 +86,10 @@ class LayerParity:
 
 
 def cut_model(
-    model: ModelProto, names: Sequence[str], zero_points: Mapping[str, Array] | None = None
+    model: ModelProto,
+    names: Sequence[str],
+    zero_points: Mapping[str, Array] | None = None,
+    shapes: Mapping[str, tuple[int, ...]] | None = None,
 ) -> ModelProto:
     """Cut a QDQ graph at quantized tensors.
 
@@ -94,21 +97,27 @@ def cut_model(
         model: With Q/DQ.
         names: Integers that QuantizeLinears write.
         zero_points: Theirs in the graph before it was lowered; None if it was not.
+        shapes: Likewise. Lowering may have added copies of the last channel.
 
     Returns:
         A model with an input ``<name>.given`` and an output ``<name>.got`` for each, float32, quantized and
         dequantized inside.
+
+    Raises:
+        ModelError: If a shape is not known, or is another one but for channels added.
     """
     graph = Graph(model)
     graph.sort()
-    shapes = graph.shapes()
+    own_shapes = graph.shapes()
     quantized = quantized_tensors(graph)
     for name in names:
         quantize = quantized[name]
         given, got = f"{name}{_IN}", f"{name}{_OUT}"
-        shape = shapes.get(quantize.input[0], shapes.get(name))
+        shape = own_shapes.get(quantize.input[0], own_shapes.get(name))
         if shape is None:
             raise ModelError(f"The shape of {name!r} is not known, so the graph cannot be cut there.")
+        wanted = (shapes or {}).get(name, shape)
+        written, read = (given, got) if wanted == shape else (f"{given}.wide", f"{got}.wide")
         readers = list(graph.consumers.get(name, []))
         # Integers may be padded before they are read.
         padded = [graph.consumers.get(node.output[0], []) for node in readers if node.op_type == "Pad"]
@@ -117,15 +126,35 @@ def cut_model(
         parameters = list((pairs[0] if pairs else quantize).input[1:])
         if zero_points and _is_in_a_bias(graph, quantize, pairs, zero_points[name]):
             parameters[1] = quantize.input[2]
-        graph.nodes.append(_renamed(quantize, [given, *parameters], f"{given}.quantized"))
+        graph.nodes.append(_renamed(quantize, [written, *parameters], f"{given}.quantized"))
         for node in readers:
             node.input[:] = [f"{given}.quantized" if item == name else item for item in node.input]
-        graph.nodes.append(helper.make_node("DequantizeLinear", [name, *parameters], [got], got))
-        graph.inputs.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, shape))
-        graph.outputs.append(helper.make_tensor_value_info(got, TensorProto.FLOAT, shape))
+        graph.nodes.append(helper.make_node("DequantizeLinear", [name, *parameters], [read], read))
+        if wanted != shape:
+            _add_channels(graph, name, wanted, shape)
+        graph.inputs.append(helper.make_tensor_value_info(given, TensorProto.FLOAT, wanted))
+        graph.outputs.append(helper.make_tensor_value_info(got, TensorProto.FLOAT, wanted))
     graph.reindex()
     graph.sort()
     return graph.to_model()
+
+
+def _add_channels(graph: Graph, name: str, wanted: tuple[int, ...], shape: tuple[int, ...]) -> None:
+    """Widen what a piece is given by copies of its last channel, and narrow what it writes."""
+    if len(wanted) != len(shape) or wanted[:1] + wanted[2:] != shape[:1] + shape[2:] or wanted[1] > shape[1]:
+        raise ModelError(
+            f"{name!r} has shape {shape} after lowering, {wanted} before: layers cannot be compared."
+        )
+    every = np.arange(wanted[1])
+    sides = (
+        (f"{name}{_IN}", f"{name}{_IN}.wide", shape[1]),
+        (f"{name}{_OUT}.wide", f"{name}{_OUT}", wanted[1]),
+    )
+    for source, result, count in sides:
+        graph.constants[f"{result}.channels"] = np.pad(every, (0, count - len(every)), "edge")
+        graph.nodes.append(
+            helper.make_node("Gather", [source, f"{result}.channels"], [result], result, axis=1)
+        )
 
 
 def _is_in_a_bias(graph: Graph, quantize: NodeProto, pairs: Sequence[NodeProto], right: Array) -> bool:
@@ -196,12 +225,17 @@ def compare_layers(
     runs: list[tuple[dict[str, Array], dict[str, Array]]] = []
     drift: tuple[tuple[str, float], ...] = ()
     same: bool | None = None
-    source, outputs = graph.input_names[0], graph.output_names
+    source, outputs, shapes = graph.input_names[0], graph.output_names, graph.shapes()
     worst_output = 0.0
     with (
         tempfile.TemporaryDirectory(prefix="edgeattn-cut-") as folder,
         _opened(
-            cut_model(executed, keys, {name: np.asarray(parameters[name][1]) for name in keys}),
+            cut_model(
+                executed,
+                keys,
+                {name: np.asarray(parameters[name][1]) for name in keys},
+                {name: shapes[tensors[name].input[0]] for name in keys},
+            ),
             executed,
             target,
             Path(folder),

@@ -63,5 +63,4 @@ def _from_the_knee(item: ActivationRange) -> ActivationRange:
     if width > _MOST_WIDENED * (item.high - item.low) or not _LEAST_STEPS <= steps <= 255:
         return item
     high = (255 - steps) * (KNEE / steps)
-    # In profile s8 values below -3 may be cut as well.
-    return item.model_copy(update={"low": -KNEE, "high": high, "limit": min(item.limit, max(high, KNEE))})
+    return item.model_copy(update={"low": -KNEE, "high": high})

@@ -106,6 +106,32 @@ def test_integers_that_are_padded_are_compared_and_a_wrong_pad_is_found(target: 
     assert "depthwise_act.quantized" in {layer.name for layer in parity.layers if layer.finding.is_error}
 
 
+def test_layers_with_channels_added_are_compared_and_channels_read_wrongly_are_found() -> None:
+    needs("ort-cpu")
+    network = inverted_residual(hidden=24)
+    model = emit_qdq(network, make_plan(network, pictures(8), QUICK), "u8")
+    low, passes = lower_model(model, "ort-cpu")
+    assert "block-channels" in passes
+    found = compare_layers(model, low, get_target("ort-cpu"), pictures(3, seed=7))
+    assert found.first_error is None
+    assert found.same_outputs
+    assert {"expand_act.quantized", "depthwise_act.quantized"} <= {layer.name for layer in found.layers}
+    assert found.int8_convolutions == found.int8_convolutions_whole
+    graph = Graph(low)
+    project = next(
+        node for node in graph.nodes if node.op_type == "Conv" and node.output[0].startswith("project")
+    )
+    weight = dequantized_constant(graph, project.input[1])
+    assert weight is not None and weight.integers.shape[1] == 32
+    wrong = weight.integers.copy()
+    wrong[:, 24:] = 60
+    graph.constants[weight.node.input[0]] = wrong
+    found = compare_layers(model, graph.to_model(), get_target("ort-cpu"), pictures(3, seed=7))
+    assert found.first_error is not None
+    # The pair before the residual sum stays inside a kernel.
+    assert found.first_error.name == "sum.quantized"
+
+
 def test_the_pieces_run_in_the_kernels_of_the_whole() -> None:
     needs("ort-cpu")
     found = compare(quantized("u8"), quantized("u8"), "ort-cpu")
@@ -250,6 +276,12 @@ def test_a_cut_graph_has_an_input_and_an_output_for_every_tensor() -> None:
     assert graph.input_names == ["input", "sum.quantized.given", "stem_act.quantized.given"]
     assert graph.output_names == ["logits", "sum.quantized.got", "stem_act.quantized.got"]
     assert graph.io_specs()[0][1].shape == (1, 8, 8, 8)
+
+
+def test_a_tensor_of_another_size_cannot_be_cut() -> None:
+    for shape in ((1, 16, 3, 8), (1, 17, 8, 8), (1, 16)):
+        with pytest.raises(ModelError, match="layers cannot be compared"):
+            cut_model(quantized("u8"), ["expand_act.quantized"], shapes={"expand_act.quantized": shape})
 
 
 def test_graphs_of_other_networks_are_refused() -> None:

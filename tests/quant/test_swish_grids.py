@@ -62,9 +62,9 @@ def test_three_is_a_whole_number_of_steps_and_minus_three_the_lowest_integer(low
     assert again.activations["first"].high == pytest.approx(item.high)
 
 
-def test_what_lies_below_costs_profile_s8_no_levels_either() -> None:
-    assert moved((-20.0, 5.0)).limit == pytest.approx(5.0, rel=0.02)
-    assert moved((-20.0, 1.0)).limit == 3.0
+def test_profile_s8_keeps_its_range() -> None:
+    """Room above what calibration saw may come from below: without it an INT8 network lost up to 6 dB on other images."""
+    assert moved((-20.0, 5.0)).limit == 20.0
 
 
 @pytest.mark.parametrize(
