@@ -99,6 +99,8 @@ def quantize_onnx(
         DataError: If the calibration data cannot be used with it.
     """
     require("torch", purpose="quantizing a model")
+    from edgeattn.quant.channel_equalization import gated_if_better
+    from edgeattn.quant.channel_gates import channel_gates
     from edgeattn.quant.output_weights import weigh_outputs
     from edgeattn.quant.pixel_input import pixel_model
     from edgeattn.quant.ptq import make_plan
@@ -117,12 +119,14 @@ def quantize_onnx(
     weigh_outputs(float_model, batches)
     in_pixels = pixel_model(float_model, batches) if config.pixels else None
     planned = in_pixels or float_model
+    planned = gated_if_better(planned, batches, config) or planned
     plan = make_plan(
         planned,
         batches,
         config,
         (),
         lambda done, total: progress.update("ptq", done, total),
+        frozenset(item.bias for item in channel_gates(Graph(planned))),
         plain=float_model if in_pixels else None,
     )
     out.mkdir(parents=True, exist_ok=True)

@@ -28,6 +28,7 @@ from edgeattn.lower.safe_reductions import SafeReductions
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.unit_steps import UnitSteps
 from edgeattn.lower.unsigned_pairs import UnsignedPairs
+from edgeattn.lower.whole_swishes import WholeSwishes
 from edgeattn.lower.widen_gates import WidenGates
 
 __all__ = ["PASSES", "passes_for"]
@@ -38,6 +39,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     IntegerBias(),
 )
 _OPENVINO: tuple[LoweringPass, ...] = (
+    WholeSwishes(),
     SafeReductions(),
     UnsignedPairs(),
     OwnZeroPoints(),
@@ -51,6 +53,7 @@ _OPENVINO: tuple[LoweringPass, ...] = (
     UnitSteps(),
 )
 _TENSORRT: tuple[LoweringPass, ...] = (
+    WholeSwishes(),
     PadsBeforePairs(),
     FloatGates(),
     CopyGates(),

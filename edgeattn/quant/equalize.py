@@ -9,6 +9,8 @@ nothing: they have a scale per output channel on both sides.
 Tensors that residual adds join have the same channels, so they are scaled together: a group holds all
 tensors of a residual stream, the convolutions that write it and those that read it.
 
+A hard swish stops a factor, but for one whose gate takes it back (`edgeattn.quant.channel_gates`).
+
 A ReLU6 stays: channels are only ever scaled up towards the largest of them, so on the calibration images
 no value that a clip wrote reaches the clip anew; beyond them a quantized range saturates anyway. That
 holds for groups whose extent was measured behind their only clip, as it is before depthwise convolutions.
@@ -25,6 +27,7 @@ from onnx import NodeProto
 
 from edgeattn.errors import ModelError
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.channel_gates import channel_gate
 
 __all__ = ["ChannelGroup", "apply_channel_scales", "channel_scales", "find_groups", "scale_clips"]
 
@@ -159,6 +162,8 @@ def _grow(graph: Graph, start: str) -> ChannelGroup | None:
             pending += source.input
         elif _is_scalable_activation(graph, source) or source.op_type in _CHANNELWISE:
             pending.append(source.input[0])
+        elif (product := channel_gate(graph, source)) is not None:
+            pending.append(product.source)
         else:
             return None
         for user in graph.consumers.get(name, []):
@@ -172,7 +177,7 @@ def _grow(graph: Graph, start: str) -> ChannelGroup | None:
                 if attribute(user, "transA", 0) or not attribute(user, "transB", 0):
                     return None
                 readers[user.input[1]] = False
-            elif user.op_type in ("Add", *_CHANNELWISE) or _is_scalable_activation(graph, user):
+            elif user.op_type in ("Add", *_CHANNELWISE) or _lets_pass(graph, user, name):
                 pending.append(user.output[0])
             else:
                 return None
@@ -185,6 +190,12 @@ def _grow(graph: Graph, start: str) -> ChannelGroup | None:
 def _is_own(graph: Graph, node: NodeProto) -> bool:
     """Whether the layer's constants are known and nobody else's."""
     return all(name in graph.constants and len(graph.consumers[name]) == 1 for name in node.input[1:])
+
+
+def _lets_pass(graph: Graph, node: NodeProto, name: str) -> bool:
+    """Whether a factor of a tensor is one of what a node makes of it."""
+    product = channel_gate(graph, node)
+    return _is_scalable_activation(graph, node) or (product is not None and product.source == name)
 
 
 def _is_scalable_activation(graph: Graph, node: NodeProto) -> bool:

@@ -15,6 +15,7 @@ import numpy as np
 from onnx import ModelProto, NodeProto
 
 from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.quant.channel_gates import channel_gates
 from edgeattn.quant.config import GatePolicy
 from edgeattn.quant.float_nodes import (
     BOUNDED_OUTPUT,
@@ -143,6 +144,7 @@ def place_quantizers(model: ModelProto, gates: Sequence[GateRegion] = ()) -> Pla
         and graph.producer[name].op_type in BOUNDED_OUTPUT
         and _policy_of(name, gates) in ("fixed", "float")
     }
+    fixed |= {item.gate: (0.0, 1.0) for item in channel_gates(graph)}
     fixed |= pixel_ranges(graph)
     own = tuple(name for name in chosen if name not in same_range)
     return Placement(

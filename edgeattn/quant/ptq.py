@@ -9,10 +9,12 @@ from onnx import ModelProto
 
 from edgeattn.errors import DataError
 from edgeattn.onnx_graph import Graph
-from edgeattn.quant.calibrate import collect_channel_extent, estimate_limit, estimate_range
+from edgeattn.quant.calibrate import estimate_limit, estimate_range
+from edgeattn.quant.channel_equalization import equalized_plan
+from edgeattn.quant.channel_gates import channel_gates
 from edgeattn.quant.channel_order import order_channels
 from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig, RangeEstimator
-from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.equalize import apply_channel_scales
 from edgeattn.quant.exact_grids import (
     count_exact,
     exact_grids,
@@ -50,7 +52,6 @@ PADDED_IMAGES = 16
 ROUNDING_IMAGES = 64
 RANGES_SHARE, TUNING_SHARE, ROUNDING_SHARE = 0.1, 0.7, 0.1
 TUNINGS, TUNINGS_EXACT = 2, 4
-FULL_STRENGTH = 1.0
 
 
 def make_plan(
@@ -119,14 +120,14 @@ def make_plan(
         plan = _climb(ladder, meter, "NNCF", plan, changed, start)
     if config.equalization and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
-        scales = _equalizing_scales(graph, images, fixed)
-        if scales:
-            scaled = Graph(model)
-            apply_channel_scales(scaled, scales)
-            statistics = range_statistics(scaled, place, images, (estimator,), counter.part(RANGES_SHARE))
-            changed = empty.model_copy(update={"channel_scales": scales})
-            changed = with_ranges(changed, scaled, place, statistics, estimator, config)
-            plan = _climb(ladder, meter, "channel equalization", plan, changed, start)
+        part = counter.part(RANGES_SHARE)
+        equalized = equalized_plan(empty, graph, place, images, estimator, config, fixed, part)
+        if equalized is not None:
+            swishes = len(channel_gates(graph))
+            name = (
+                f"channel equalization: through {swishes} hard swishes" if swishes else "channel equalization"
+            )
+            plan = _climb(ladder, meter, name, plan, equalized, start)
     if config.importance and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()
         chosen = spread_images(learned_from, WEIGHED_IMAGES)
@@ -321,15 +322,6 @@ def _is_enough(step: LadderStep, config: PtqConfig) -> bool:
     return (sqnr is None or min(step.sqnr_db_u8, step.sqnr_db_s8) >= sqnr) and (
         agreement is None or min(shares, default=0.0) >= agreement
     )
-
-
-def _equalizing_scales(graph: Graph, images: Images, fixed: frozenset[str]) -> dict[str, list[float]]:
-    """Return the scales of every group of tensors whose equalization costs the weights nothing, and changes none of `fixed`."""
-    groups = [group for group in find_groups(graph) if group.is_free and not group.constants & fixed]
-    if not groups:
-        return {}
-    extent = collect_channel_extent(graph.to_model(), [group.tensors[-1] for group in groups], images)
-    return {group.name: channel_scales(extent[group.tensors[-1]], FULL_STRENGTH).tolist() for group in groups}
 
 
 def _with_nncf(

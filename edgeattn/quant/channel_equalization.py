@@ -1,0 +1,115 @@
+"""Which factors bring the channels before depthwise convolutions to like ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from onnx import ModelProto
+
+from edgeattn.onnx_graph import Graph
+from edgeattn.quant.calibrate import collect_channel_extent
+from edgeattn.quant.channel_gates import channel_gates, with_channel_gates
+from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig, RangeEstimator
+from edgeattn.quant.equalize import ChannelGroup, apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.image_choice import Images, split_images
+from edgeattn.quant.joined_progress import Progress
+from edgeattn.quant.placement import Placement, place_quantizers
+from edgeattn.quant.plan import QuantPlan
+from edgeattn.quant.ranges import range_statistics, with_ranges
+from edgeattn.quant.simulation import PlanMeter
+from edgeattn.quant.swish_grids import KNEE
+
+__all__ = ["equalized_plan", "gated_if_better"]
+
+_STRENGTH = 1.0
+
+
+_LEAST_GAIN_DB = 1.0
+"""In each profile, on average: a gate of its own costs a hard swish a little time in ONNX Runtime."""
+
+
+def equalized_plan(
+    empty: QuantPlan,
+    graph: Graph,
+    place: Placement,
+    images: Images,
+    estimator: RangeEstimator,
+    config: PtqConfig,
+    fixed: frozenset[str] = frozenset(),
+    progress: Progress | None = None,
+) -> QuantPlan | None:
+    """Return a plan with like ranges in all channels before depthwise convolutions; None where there are none to scale.
+
+    Args:
+        empty: What the plan begins with.
+        graph: Canonical fp32 graph.
+        place: Where it is quantized.
+        images: Calibration batches (1, C, H, W).
+        estimator: Of ranges.
+        config: How ranges follow from samples.
+        fixed: Weights and biases that nothing may change.
+        progress: Called with (done, total) images.
+    """
+    groups = [group for group in find_groups(graph) if group.is_free and not group.constants & fixed]
+    if not groups:
+        return None
+    sources = _sources(graph, groups)
+    read = {group.tensors[-1] for group in groups} | set(sources.values())
+    seen = collect_channel_extent(graph.to_model(), sorted(read), images)
+    scales, knees = {}, {}
+    for group in groups:
+        extent, source = seen[group.tensors[-1]], sources.get(group.name)
+        if source is not None:
+            # A hard swish tells apart what it reads between -3 and 0 as well; what lies below becomes 0.
+            knee = np.minimum(seen[source], np.float32(KNEE))
+            extent = np.maximum(extent, knee)
+        factors = channel_scales(extent, _STRENGTH)
+        scales[group.name] = factors.tolist()
+        if source is not None:
+            knees[source] = -float((knee / factors).max())
+    scaled = Graph(graph.to_model())
+    apply_channel_scales(scaled, scales)
+    statistics = range_statistics(scaled, place, images, (estimator,), progress)
+    plan = with_ranges(
+        empty.model_copy(update={"channel_scales": scales}), scaled, place, statistics, estimator, config
+    )
+    cut = {
+        name: item.model_copy(update={"low": max(item.low, knees[name])})
+        for name, item in plan.activations.items()
+        if name in knees
+    }
+    return plan.model_copy(update={"activations": plan.activations | cut})
+
+
+def gated_if_better(model: ModelProto, images: Images, config: PtqConfig) -> ModelProto | None:
+    """Return the model with gates by channel in its hard swishes, where that brings INT8 nearer to the float network.
+
+    Args:
+        model: Canonical fp32 ONNX, one input, batch 1.
+        images: Calibration batches (1, C, H, W).
+        config: What the plan will be made with.
+    """
+    gated = with_channel_gates(model) if config.equalization else None
+    if gated is None:
+        return None
+    held_out, _ = split_images(images)
+    estimator = AUTO_ESTIMATORS[0] if config.range_estimator == "auto" else config.range_estimator
+    empty = QuantPlan(method="ptq", activations={}, weights={})
+
+    def reached_db(candidate: ModelProto) -> float:
+        graph, place = Graph(candidate), place_quantizers(candidate)
+        meter = PlanMeter(graph, place, held_out)
+        statistics = range_statistics(graph, place, images, (estimator,), None)
+        plans = [with_ranges(empty, graph, place, statistics, estimator, config)]
+        equalized = equalized_plan(empty, graph, place, images, estimator, config)
+        steps = [meter.step("", plan, 0.0) for plan in (*plans, *([equalized] if equalized else []))]
+        return max((step.sqnr_db_u8 + step.sqnr_db_s8) / 2 for step in steps)
+
+    return gated if reached_db(gated) > reached_db(model) + _LEAST_GAIN_DB else None
+
+
+def _sources(graph: Graph, groups: list[ChannelGroup]) -> Mapping[str, str]:
+    """Return what the hard swish of each group that has one reads, by the group's name."""
+    sources = {item.result: item.source for item in channel_gates(graph)}
+    return {group.name: sources[group.tensors[-1]] for group in groups if group.tensors[-1] in sources}
