@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto
+from onnx import ModelProto, NodeProto, helper
 
 from edgeattn.lower.patterns import dequantize_of, dequantized_constant, remove_pair
 from edgeattn.measure.layers import Finding, diagnose
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_graph import Graph, attribute, is_clip
 from edgeattn.targets.reference import make_program
 
 if TYPE_CHECKING:
@@ -41,18 +41,40 @@ def inner_pairs(graph: Graph) -> set[str]:
     return found
 
 
-def without_pairs(model: ModelProto, names: Sequence[str]) -> ModelProto:
-    """Return the graph without the Q/DQ pairs of some tensors."""
+def without_pairs(model: ModelProto, names: Sequence[str], *, keeps_clips: bool = False) -> ModelProto:
+    """Return the graph without the Q/DQ pairs of some tensors.
+
+    Args:
+        model: With Q/DQ.
+        names: Integers that QuantizeLinears write.
+        keeps_clips: Put back the network's clips that pairs stand for, as lowering does.
+    """
     if not names:
         return model
     graph = Graph(model)
     for name in names:
         quantize = quantized_tensors(graph).get(name)
-        if quantize is not None:
-            remove_pair(graph, quantize)
+        if quantize is None:
+            continue
+        if keeps_clips and is_clip(quantize):
+            _clip_before(graph, quantize)
+        remove_pair(graph, quantize)
     graph.remove_unused()
     graph.sort()
     return graph.to_model()
+
+
+def _clip_before(graph: Graph, quantize: NodeProto) -> None:
+    """Clip what is quantized to the ends of its grid."""
+    scale, zero_point = (graph.constants[name] for name in quantize.input[1:3])
+    limits, source = np.iinfo(zero_point.dtype), quantize.input[0]
+    result = graph.fresh_name(f"{source}.clipped")
+    bounds = []
+    for part, end in (("low", limits.min), ("high", limits.max)):
+        bounds.append(graph.fresh_name(f"{result}.{part}"))
+        graph.constants[bounds[-1]] = np.asarray((end - zero_point.astype(np.int64)) * scale, np.float32)
+    graph.add([helper.make_node("Clip", [source, *bounds], [result], result)])
+    graph.reroute(source, result, [quantize])
 
 
 def find_causes(

@@ -204,7 +204,7 @@ def compare_layers(
         EdgeAttnError: What the target raises.
         ModelError: If the graphs have no quantized tensor in common.
     """
-    right = without_pairs(truth, removed)
+    right = without_pairs(truth, removed, keeps_clips=True)
     # How a runtime adds biases is its choice, not an error.
     options: dict[str, Any] = {"bias": "float"} if getattr(target, "adds_float_biases", False) else {}
     reference = make_program(right, **options)
