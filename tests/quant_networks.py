@@ -108,20 +108,28 @@ def residual_network(seed: int, blocks: int = 3) -> ModelProto:
     return b.model(logits, (1, 10))
 
 
-def swish_block(seed: int = 0, *, spread: float = 100.0, hidden: int = 24) -> ModelProto:
-    """Return an inverted residual with hard swishes, as in MobileNetV3.
+def swish_block(
+    seed: int = 0, *, spread: float = 100.0, hidden: int = 24, is_hard: bool = True
+) -> ModelProto:
+    """Return an inverted residual with hard swishes, as in MobileNetV3, or swishes, as in EfficientNet.
 
     The first of them reads channels whose sizes differ by a factor of `spread`, and the depthwise convolution behind
     brings them to like sizes again.
     """
     b = Builder(seed)
+
+    def swish(source: str, name: str) -> str:
+        if is_hard:
+            return b.node("HardSwish", [source], name)
+        return b.node("Mul", [source, b.node("Sigmoid", [source], f"{name}.sigmoid")], name)
+
     x = b.conv("input", "expand", 3, hidden, kernel=3)
     sizes = np.geomspace(1 / spread, 1.0, hidden).astype(np.float32)
     for name in ("expand.weight", "expand.bias"):
         b.constants[name] *= 8 * sizes.reshape(-1, *[1] * (b.constants[name].ndim - 1))
-    y = b.conv(b.node("HardSwish", [x], "swish"), "depthwise", hidden, hidden, kernel=3, group=hidden)
+    y = b.conv(swish(x, "swish"), "depthwise", hidden, hidden, kernel=3, group=hidden)
     b.constants["depthwise.weight"] /= sizes.reshape(-1, 1, 1, 1)
-    y = b.conv(b.node("HardSwish", [y], "swish2"), "project", hidden, 8)
+    y = b.conv(swish(y, "swish2"), "project", hidden, 8)
     b.constant("head.weight", b.random.normal(size=(10, 8)))
     b.constant("head.bias", b.random.normal(size=10))
     flat = b.node("Flatten", [b.node("GlobalAveragePool", [y], "pool")], "flat")

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import numpy as np
 from onnx import ModelProto
 
@@ -11,14 +9,13 @@ from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import collect_channel_extent
 from edgeattn.quant.channel_gates import channel_gates, with_channel_gates
 from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig, RangeEstimator
-from edgeattn.quant.equalize import ChannelGroup, apply_channel_scales, channel_scales, find_groups
+from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.image_choice import Images, split_images
 from edgeattn.quant.joined_progress import Progress
 from edgeattn.quant.placement import Placement, place_quantizers
 from edgeattn.quant.plan import QuantPlan
 from edgeattn.quant.ranges import range_statistics, with_ranges
 from edgeattn.quant.simulation import PlanMeter
-from edgeattn.quant.swish_grids import KNEE
 
 __all__ = ["equalized_plan", "gated_if_better"]
 
@@ -26,7 +23,7 @@ _STRENGTH = 1.0
 
 
 _LEAST_GAIN_DB = 1.0
-"""In each profile, on average: a gate of its own costs a hard swish a little time in ONNX Runtime."""
+"""In each profile, on average: a gate of its own costs a swish a little time in ONNX Runtime."""
 
 
 def equalized_plan(
@@ -54,20 +51,21 @@ def equalized_plan(
     groups = [group for group in find_groups(graph) if group.is_free and not group.constants & fixed]
     if not groups:
         return None
-    sources = _sources(graph, groups)
-    read = {group.tensors[-1] for group in groups} | set(sources.values())
+    gates = {item.result: item for item in channel_gates(graph)}
+    swishes = {group.name: gates[group.tensors[-1]] for group in groups if group.tensors[-1] in gates}
+    read = {group.tensors[-1] for group in groups} | {item.source for item in swishes.values()}
     seen = collect_channel_extent(graph.to_model(), sorted(read), images)
     scales, knees = {}, {}
     for group in groups:
-        extent, source = seen[group.tensors[-1]], sources.get(group.name)
-        if source is not None:
-            # A hard swish tells apart what it reads between -3 and 0 as well; what lies below becomes 0.
-            knee = np.minimum(seen[source], np.float32(KNEE))
+        extent, swish = seen[group.tensors[-1]], swishes.get(group.name)
+        if swish is not None:
+            # A swish tells apart what it reads below 0 as well, down to where it becomes 0.
+            knee = np.minimum(seen[swish.source], np.float32(swish.idle_below))
             extent = np.maximum(extent, knee)
         factors = channel_scales(extent, _STRENGTH)
         scales[group.name] = factors.tolist()
-        if source is not None:
-            knees[source] = -float((knee / factors).max())
+        if swish is not None:
+            knees[swish.source] = -float((knee / factors).max())
     scaled = Graph(graph.to_model())
     apply_channel_scales(scaled, scales)
     statistics = range_statistics(scaled, place, images, (estimator,), progress)
@@ -83,7 +81,7 @@ def equalized_plan(
 
 
 def gated_if_better(model: ModelProto, images: Images, config: PtqConfig) -> ModelProto | None:
-    """Return the model with gates by channel in its hard swishes, where that brings INT8 nearer to the float network.
+    """Return the model with gates by channel in its swishes, where that brings INT8 nearer to the float network.
 
     Args:
         model: Canonical fp32 ONNX, one input, batch 1.
@@ -107,9 +105,3 @@ def gated_if_better(model: ModelProto, images: Images, config: PtqConfig) -> Mod
         return max((step.sqnr_db_u8 + step.sqnr_db_s8) / 2 for step in steps)
 
     return gated if reached_db(gated) > reached_db(model) + _LEAST_GAIN_DB else None
-
-
-def _sources(graph: Graph, groups: list[ChannelGroup]) -> Mapping[str, str]:
-    """Return what the hard swish of each group that has one reads, by the group's name."""
-    sources = {item.result: item.source for item in channel_gates(graph)}
-    return {group.name: sources[group.tensors[-1]] for group in groups if group.tensors[-1] in sources}

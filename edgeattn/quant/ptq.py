@@ -124,7 +124,7 @@ def make_plan(
         equalized = equalized_plan(empty, graph, place, images, estimator, config, fixed, part)
         if equalized is not None:
             swishes = len(channel_gates(graph))
-            name = "channel equalization" + (f" through hard swishes: {swishes}" if swishes else "")
+            name = "channel equalization" + (f" through swishes: {swishes}" if swishes else "")
             plan = _climb(ladder, meter, name, plan, equalized, start)
     if config.importance and not _is_enough(_last_kept(ladder), config):
         start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Runtimes that compute hard swishes in the convolution before get them back from gates by channel."""
+"""Runtimes that compute swishes in the convolution before get them back from gates by channel."""
 
 from __future__ import annotations
 
@@ -25,10 +25,13 @@ from edgeattn.quant.plan import PROFILES, QuantPlan
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
 
 
+KINDS = pytest.mark.parametrize("is_hard", [True, False], ids=["hard swish", "swish"])
+
+
 @functools.cache
-def quantized(profile: Any, seed: int = 0) -> ModelProto:
-    """A block whose hard swish has a gate by channel, with factors of 1 to 1/64."""
-    model = with_channel_gates(swish_block(seed))
+def quantized(profile: Any, seed: int = 0, is_hard: bool = True) -> ModelProto:
+    """A block whose first swish has a gate by channel, with factors of 1 to 1/64."""
+    model = with_channel_gates(swish_block(seed, is_hard=is_hard))
     assert model is not None
     empty = QuantPlan(method="ptq", activations={}, weights={})
     plan = equalized_plan(empty, Graph(model), place_quantizers(model), pictures(8), "minmax", PtqConfig())
@@ -42,37 +45,46 @@ def distance_db(wanted: Any, got: Any) -> float:
 
 @pytest.mark.parametrize("profile", PROFILES)
 @pytest.mark.parametrize("seed", [0, 1, 2])
-def test_the_gate_becomes_a_hard_swish_again_and_is_nearer_to_float(profile: str, seed: int) -> None:
-    model = quantized(profile, seed)
+@KINDS
+def test_the_gate_becomes_a_swish_again_and_is_nearer_to_float(
+    profile: str, seed: int, is_hard: bool
+) -> None:
+    model = quantized(profile, seed, is_hard)
     lowered, changed = lower(model, WholeSwishes())
     assert changed == ["whole-swishes"]
-    assert operators(model).count("HardSwish") == 1
-    assert operators(lowered).count("HardSwish") == 2
+    assert operators(lowered).count("HardSwish" if is_hard else "Sigmoid") == 2
     # What the map and the gate were rounded to is gone with the two kernels.
     assert operators(model).count("Conv") - operators(lowered).count("Conv") == 1
-    assert operators(model).count("QuantizeLinear") - operators(lowered).count("QuantizeLinear") == 2
+    assert (
+        operators(model).count("QuantizeLinear") - operators(lowered).count("QuantizeLinear") == 3 - is_hard
+    )
     images = [{"input": image} for image in pictures(6, seed=99)]
-    floats = np.concatenate([run(swish_block(seed), image) for image in images])
+    floats = np.concatenate([run(swish_block(seed, is_hard=is_hard), image) for image in images])
     before, after = (np.concatenate([run(item, image) for image in images]) for item in (model, lowered))
     assert distance_db(before, after) > 20
     assert distance_db(floats, after) > distance_db(floats, before) - 1
 
 
+@KINDS
 @pytest.mark.parametrize("profile", PROFILES)
-def test_openvino_computes_the_graph_that_it_is_given(profile: str) -> None:
-    lowered, _ = lower(quantized(profile), WholeSwishes())
+def test_openvino_computes_the_graph_that_it_is_given(profile: str, is_hard: bool) -> None:
+    lowered, _ = lower(quantized(profile, is_hard=is_hard), WholeSwishes())
     for image in pictures(3, seed=99):
         wanted = run(lowered, {"input": image})
         assert distance_db(wanted, run_openvino(lowered, {"input": image})) > 30
 
 
+@KINDS
 @pytest.mark.parametrize("change", ["bias", "negative weight", "range", "another map"])
-def test_what_is_no_hard_swish_stays(change: str) -> None:
-    graph = Graph(quantized("u8"))
+def test_what_is_no_swish_stays(change: str, is_hard: bool) -> None:
+    graph = Graph(quantized("u8", is_hard=is_hard))
     conv = next(node for node in graph.nodes if node.op_type == "Conv" and "swish.weight" in node.input[1])
-    weight, quantize = graph.producer[conv.input[1]], graph.consumers[conv.output[0]][0]
+    weight = graph.producer[conv.input[1]]
+    product = next(node for node in graph.nodes if node.output[0] == "swish")
+    gate = next(name for name in product.input if "gate" in name or "sigmoid" in name)
+    quantize = graph.producer[graph.producer[gate].input[0]]
     if change == "bias":
-        graph.constants[conv.input[2]] = graph.constants[conv.input[2]] * np.float32(1.01)
+        graph.constants[conv.input[2]] = graph.constants[conv.input[2]] + np.float32(0.01)
     elif change == "negative weight":
         graph.constants[weight.input[0]] = -graph.constants[weight.input[0]]
     elif change == "range":
