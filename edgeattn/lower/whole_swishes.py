@@ -6,7 +6,8 @@ and a swish as ``y = x * sigmoid(x * f)``, so that x and y can have a factor for
     y = hard_swish(x * f) / f    and    y = swish(x * f) / f,
 
 which OpenVINO and TensorRT compute in the convolution that writes x, factors included, where the gate would take two more
-kernels. x and the gate are not rounded then, as before `drop-inner-pairs`.
+kernels. x and the gate are not rounded then, as with `drop-inner-pairs`. So are swishes without factors: with pairs between
+its operations, one is a pass over two maps in OpenVINO.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ __all__ = ["WholeSwishes"]
 
 @dataclasses.dataclass(frozen=True)
 class WholeSwishes(EveryGraph):
-    """Rewrite products with a gate by channel as swishes between two factors."""
+    """Rewrite products with gates of their own as swishes, between two factors if the gate has some."""
 
     name: str = "whole-swishes"
 
@@ -47,10 +48,16 @@ class WholeSwishes(EveryGraph):
 
 @dataclasses.dataclass(frozen=True)
 class _Parts:
-    """What a product with its own gate is made of: the tensor before it is quantized, its factors (C,), and the kind."""
+    """What a product with its own gate is made of.
+
+    Attributes:
+        source: The tensor before it is quantized.
+        factor: By what its gate multiplies it, (C,); None without.
+        kind: ``"HardSwish"`` or ``"Swish"``.
+    """
 
     source: str
-    factor: Array
+    factor: Array | None
     kind: str
 
 
@@ -59,12 +66,14 @@ def _parts(graph: Graph, node: NodeProto) -> _Parts | None:
         return None
     for whole, gate in (node.input, reversed(node.input)):
         quantize, bent = _quantized_by(graph, whole), _quantized_by(graph, gate)
-        if quantize is None or bent is None or is_clip(quantize) or not _ends_at_one(graph, bent):
+        if quantize is None or bent is None or is_clip(quantize):
             continue
         before = graph.producer.get(quantize.input[0])
-        found = _factor(graph, graph.producer.get(bent.input[0]), whole)
+        found = _gate_of(graph, graph.producer.get(bent.input[0]), whole)
         is_written = before is not None and before.op_type == "Conv"
-        if found and is_written and graph.only_consumer(quantize.input[0]) is not None:
+        # A calibrated range of a plain sigmoid may end anywhere; what ends before 1 in a gate by channel bends there.
+        is_whole = found is not None and (found[0] is None or _ends_at_one(graph, bent))
+        if found and is_whole and is_written and graph.only_consumer(quantize.input[0]) is not None:
             return _Parts(quantize.input[0], *found)
     return None
 
@@ -76,21 +85,23 @@ def _quantized_by(graph: Graph, name: str) -> NodeProto | None:
     return node if node is not None and node.op_type == "QuantizeLinear" else None
 
 
-def _factor(graph: Graph, conv: NodeProto | None, whole: str) -> tuple[Array, str] | None:
-    """Return by what a gate multiplies `whole` before it bends, shape (C,), and the kind of gate."""
+def _gate_of(graph: Graph, node: NodeProto | None, whole: str) -> tuple[Array | None, str] | None:
+    """Return by what a gate multiplies `whole` before it bends, and the kind of gate; None for what is no gate of it."""
     kind = "HardSwish"
-    if conv is not None and conv.op_type in ("Relu", "Clip"):
+    if node is not None and node.op_type in ("Relu", "Clip"):
         # What of the clip the range does not imply.
-        conv = graph.producer.get(conv.input[0])
-    elif conv is not None and conv.op_type == "Sigmoid":
-        kind, quantize = "Swish", _quantized_by(graph, conv.input[0])
-        conv = graph.producer.get(quantize.input[0]) if quantize is not None else None
-    if conv is None or conv.op_type != "Conv" or conv.input[0] != whole or len(conv.input) < 3:
+        node = graph.producer.get(node.input[0])
+    elif node is not None and node.op_type == "Sigmoid":
+        if node.input[0] == whole:
+            return None, "Swish"
+        kind, quantize = "Swish", _quantized_by(graph, node.input[0])
+        node = graph.producer.get(quantize.input[0]) if quantize is not None else None
+    if node is None or node.op_type != "Conv" or node.input[0] != whole or len(node.input) < 3:
         return None
-    weight, bias = dequantized_constant(graph, conv.input[1]), graph.constant(conv.input[2])
+    weight, bias = dequantized_constant(graph, node.input[1]), graph.constant(node.input[2])
     if weight is None or bias is None or not np.all(bias == np.float32(BIAS[kind])):
         return None
-    groups = int(attribute(conv, "group", 1))
+    groups = int(attribute(node, "group", 1))
     if weight.integers.shape != (groups, 1, 1, 1):
         return None
     factor = dequantize_weight(weight).reshape(-1) * (6 if kind == "HardSwish" else 1)
@@ -106,22 +117,29 @@ def _ends_at_one(graph: Graph, quantize: NodeProto) -> bool:
 
 
 def _rewrite(graph: Graph, node: NodeProto, parts: _Parts) -> None:
-    shape, stem = (1, -1, 1, 1), f"{node.output[0]}.whole"
-    factor, scaled, gate, swish, inverse = (
-        graph.fresh_name(f"{stem}.{part}") for part in ("factor", "scaled", "gate", "swish", "inverse")
+    result, stem = node.output[0], f"{node.output[0]}.whole"
+    if parts.factor is None:
+        graph.replace(node, *_swish(graph, parts.source, result, stem, parts.kind))
+        return
+    shape = (1, -1, 1, 1)
+    factor, scaled, swish, inverse = (
+        graph.fresh_name(f"{stem}.{part}") for part in ("factor", "scaled", "swish", "inverse")
     )
     graph.constants[factor] = parts.factor.reshape(shape).astype(np.float32)
     graph.constants[inverse] = (1 / parts.factor).reshape(shape).astype(np.float32)
-    if parts.kind == "HardSwish":
-        middle = [helper.make_node("HardSwish", [scaled], [swish], swish)]
-    else:
-        middle = [
-            helper.make_node("Sigmoid", [scaled], [gate], gate),
-            helper.make_node("Mul", [scaled, gate], [swish], swish),
-        ]
     graph.replace(
         node,
         helper.make_node("Mul", [parts.source, factor], [scaled], scaled),
-        *middle,
-        helper.make_node("Mul", [swish, inverse], list(node.output), node.name),
+        *_swish(graph, scaled, swish, stem, parts.kind),
+        helper.make_node("Mul", [swish, inverse], [result], result),
     )
+
+
+def _swish(graph: Graph, source: str, result: str, stem: str, kind: str) -> list[NodeProto]:
+    if kind == "HardSwish":
+        return [helper.make_node("HardSwish", [source], [result], result)]
+    gate = graph.fresh_name(f"{stem}.gate")
+    return [
+        helper.make_node("Sigmoid", [source], [gate], gate),
+        helper.make_node("Mul", [source, gate], [result], result),
+    ]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from lowering_graphs import lower, operators, run, run_openvino
-from onnx import ModelProto
+from onnx import ModelProto, TensorProto, helper
 from quant_networks import pictures, swish_block
 
 from edgeattn.export.qdq import emit_qdq
@@ -53,11 +53,10 @@ def test_the_gate_becomes_a_swish_again_and_is_nearer_to_float(
     lowered, changed = lower(model, WholeSwishes())
     assert changed == ["whole-swishes"]
     assert operators(lowered).count("HardSwish" if is_hard else "Sigmoid") == 2
-    # What the map and the gate were rounded to is gone with the two kernels.
+    # What map and gate were rounded to is gone with the kernels; a swish without factors goes the same way.
     assert operators(model).count("Conv") - operators(lowered).count("Conv") == 1
-    assert (
-        operators(model).count("QuantizeLinear") - operators(lowered).count("QuantizeLinear") == 3 - is_hard
-    )
+    gone = 2 if is_hard else 3 + 2
+    assert operators(model).count("QuantizeLinear") - operators(lowered).count("QuantizeLinear") == gone
     images = [{"input": image} for image in pictures(6, seed=99)]
     floats = np.concatenate([run(swish_block(seed, is_hard=is_hard), image) for image in images])
     before, after = (np.concatenate([run(item, image) for image in images]) for item in (model, lowered))
@@ -95,14 +94,35 @@ def test_what_is_no_swish_stays(change: str, is_hard: bool) -> None:
         ).output[0]
     graph.reindex()
     passes = WholeSwishes()
-    assert not passes(graph)
+    # The other swish has no factors.
+    assert passes(graph) is not is_hard
     assert passes.ensures(graph) == ""
+    assert [node.SerializeToString() for node in graph.nodes if node.output[0] == "swish"] == [
+        product.SerializeToString()
+    ]
 
 
 def test_a_gate_that_is_left_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("edgeattn.lower.whole_swishes._rewrite", lambda *_: None)
     with pytest.raises(LoweringError, match="still a product with its own gate"):
         lower(quantized("u8"), WholeSwishes())
+
+
+def test_a_swish_whose_map_others_read_stays() -> None:
+    graph = Graph(quantized("u8", is_hard=False))
+    source = next(
+        node.input[0] for node in graph.nodes if node.op_type == "Sigmoid" and "swish2" in node.output[0]
+    )
+    graph.nodes.append(
+        helper.make_node(
+            "Relu", [graph.producer[graph.producer[source].input[0]].input[0]], ["other"], "other"
+        )
+    )
+    graph.outputs.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, None))
+    graph.reindex()
+    product = next(node for node in graph.nodes if node.output[0] == "swish2")
+    WholeSwishes()(graph)
+    assert any(node is product for node in graph.nodes)
 
 
 def test_targets_that_fuse_hard_swishes_get_them_whole() -> None:
