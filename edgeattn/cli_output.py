@@ -59,7 +59,7 @@ def report_text(report: Report, json_path: Path, html_path: Path, *, width: int 
 
 def _write_report(console: Console, report: Report, json_path: Path, html_path: Path) -> None:
     from edgeattn.cli_coverage import print_coverage
-    from edgeattn.report import device_text, outputs_text
+    from edgeattn.report import device_text, outputs_text, slower_text
     from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 
     float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
@@ -81,8 +81,9 @@ def _write_report(console: Console, report: Report, json_path: Path, html_path: 
             print_line(console, f"{name}: accuracy of the same QDQ file, run by {target.checked_by}")
         if ratios := outputs_text(target):
             print_line(console, f"{name}: SQNR by output: {ratios}")
-        if target.graph_warning:
-            print_line(console, f"{name}: {target.graph_warning}", "yellow")
+        for text in (target.graph_warning, slower_text(name, target)):
+            if text:
+                print_line(console, f"{name}: {text}", "yellow")
     if rows := ladder_rows(report):
         print_line(console, f"{LADDER_SAYS}:")
         print_table(console, LADDER_HEADER, rows, left=1)

@@ -32,6 +32,7 @@ __all__ = [
     "device_text",
     "load_report",
     "outputs_text",
+    "slower_text",
     "report_schema",
     "write_report",
 ]
@@ -353,6 +354,17 @@ def outputs_text(target: TargetResult) -> str:
     ratios = sorted(target.outputs_sqnr_db.items(), key=lambda item: math.inf if item[1] is None else item[1])
     return ", ".join(
         f"{name} {'identical' if ratio is None else f'{ratio:.1f} dB'}" for name, ratio in ratios
+    )
+
+
+def slower_text(name: str, target: TargetResult) -> str:
+    """Return by how much INT8 is slower than FP32, if that is beyond doubt; empty otherwise, and for the reference."""
+    if name == "reference" or target.speedup_interval is None or target.speedup_interval[1] >= 1:
+        return ""
+    slowest, fastest = (1 / value for value in target.speedup_interval)
+    return (
+        f"INT8 takes {fastest:.2f} to {slowest:.2f} times as long as FP32 here. `edgeattn profile` of the INT8 engine shows "
+        "where the time goes; what small maps cost most is starting each operation"
     )
 
 

@@ -15,7 +15,7 @@ import yaml
 
 from edgeattn import report_plots
 from edgeattn.errors import MissingExtraError
-from edgeattn.report import device_text, outputs_text
+from edgeattn.report import device_text, outputs_text, slower_text
 from edgeattn.report_coverage import coverage_rows
 from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 
@@ -145,8 +145,8 @@ def _targets(report: Report) -> str:
     rows, notes = [], []
     for name, target in report.targets.items():
         rows.append(_target_cells(name, target))
-        said = (text for text in (target.reason, target.error, target.graph_warning) if text)
-        notes += [f"<strong>{_text(name)}</strong>: {_text(text)}" for text in said]
+        said = (target.reason, target.error, target.graph_warning, slower_text(name, target))
+        notes += [f"<strong>{_text(name)}</strong>: {_text(text)}" for text in said if text]
         if where := device_text(target.build):
             notes.append(f"<strong>{_text(name)}</strong>: {_text(where)}.")
         if ratios := outputs_text(target):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from report_samples import make_report
 
-from edgeattn.report import Report, outputs_text
+from edgeattn.report import Report, TargetResult, outputs_text, slower_text
 from edgeattn.report_html import render_html
 
 HOSTILE = "<script>alert('x')</script>\"'&$x$--><!--\x1b[31m]]>"
@@ -169,3 +169,11 @@ def test_each_of_several_outputs_is_named_the_worst_first() -> None:
     assert f"{name}: SQNR by output: boxes" in outline.text
     assert "7.5 dB, scores 31.2 dB, same identical." in outline.text
     assert HOSTILE not in page
+
+
+def test_an_engine_that_is_slower_than_fp32_beyond_doubt_says_so() -> None:
+    target = TargetResult(status="ok", speedup=0.6, speedup_interval=(0.5, 0.8))
+    assert slower_text("ort-cpu", target).startswith("INT8 takes 1.25 to 2.00 times as long as FP32")
+    assert slower_text("reference", target) == ""
+    for interval in (None, (0.9, 1.1), (1.2, 1.3)):
+        assert slower_text("ort-cpu", target.model_copy(update={"speedup_interval": interval})) == ""
