@@ -119,7 +119,8 @@ def quantize_onnx(
     weigh_outputs(float_model, batches)
     in_pixels = pixel_model(float_model, batches) if config.pixels else None
     planned = in_pixels or float_model
-    planned = gated_if_better(planned, batches, config) or planned
+    trial = functools.partial(progress.update, "swishes")
+    planned = gated_if_better(planned, batches, config, trial) or planned
     plan = make_plan(
         planned,
         batches,

@@ -11,7 +11,7 @@ from edgeattn.quant.channel_gates import channel_gates, with_channel_gates
 from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig, RangeEstimator
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.image_choice import Images, split_images
-from edgeattn.quant.joined_progress import Progress
+from edgeattn.quant.joined_progress import JoinedProgress, Progress
 from edgeattn.quant.placement import Placement, place_quantizers
 from edgeattn.quant.plan import QuantPlan
 from edgeattn.quant.ranges import range_statistics, with_ranges
@@ -80,28 +80,38 @@ def equalized_plan(
     return plan.model_copy(update={"activations": plan.activations | cut})
 
 
-def gated_if_better(model: ModelProto, images: Images, config: PtqConfig) -> ModelProto | None:
+def gated_if_better(
+    model: ModelProto, images: Images, config: PtqConfig, progress: Progress | None = None
+) -> ModelProto | None:
     """Return the model with gates by channel in its swishes, where that brings INT8 nearer to the float network.
 
     Args:
         model: Canonical fp32 ONNX, one input, batch 1.
         images: Calibration batches (1, C, H, W).
         config: What the plan will be made with.
+        progress: Called with (done, total) where there are swishes to try.
     """
     gated = with_channel_gates(model) if config.equalization else None
     if gated is None:
         return None
+    counter = JoinedProgress(progress)
+    plain_db = _reached_db(model, images, config, counter)
+    gated_db = _reached_db(gated, images, config, counter)
+    counter.finish()
+    return gated if gated_db > plain_db + _LEAST_GAIN_DB else None
+
+
+def _reached_db(model: ModelProto, images: Images, config: PtqConfig, counter: JoinedProgress) -> float:
+    """Return what ranges alone reach, equalized or not, whichever is better: the mean of both profiles."""
     held_out, _ = split_images(images)
     estimator = AUTO_ESTIMATORS[0] if config.range_estimator == "auto" else config.range_estimator
+    graph, place = Graph(model), place_quantizers(model)
     empty = QuantPlan(method="ptq", activations={}, weights={})
-
-    def reached_db(candidate: ModelProto) -> float:
-        graph, place = Graph(candidate), place_quantizers(candidate)
-        meter = PlanMeter(graph, place, held_out)
-        statistics = range_statistics(graph, place, images, (estimator,), None)
-        plans = [with_ranges(empty, graph, place, statistics, estimator, config)]
-        equalized = equalized_plan(empty, graph, place, images, estimator, config)
-        steps = [meter.step("", plan, 0.0) for plan in (*plans, *([equalized] if equalized else []))]
-        return max((step.sqnr_db_u8 + step.sqnr_db_s8) / 2 for step in steps)
-
-    return gated if reached_db(gated) > reached_db(model) + _LEAST_GAIN_DB else None
+    statistics = range_statistics(graph, place, images, (estimator,), counter.part(0.25))
+    plans = [
+        with_ranges(empty, graph, place, statistics, estimator, config),
+        equalized_plan(empty, graph, place, images, estimator, config, progress=counter.part(0.25)),
+    ]
+    meter = PlanMeter(graph, place, held_out)
+    steps = [meter.step("", plan, 0.0) for plan in plans if plan is not None]
+    return max((step.sqnr_db_u8 + step.sqnr_db_s8) / 2 for step in steps)
