@@ -58,7 +58,7 @@ class BlockChannels(EveryGraph):
         saved_ns = {
             node.output[0]: self.saved_ns * math.prod((*shapes[node.output[0]], *shapes[node.input[1]][1:]))
             for node in graph.nodes
-            if _is_slow(graph, node, self.block)
+            if _is_slow(graph, node, self.block) and node.output[0] in shapes
         }
         found = []
         for item in find_channel_classes(_without_rounding(graph)) if saved_ns else ():
