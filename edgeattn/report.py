@@ -363,8 +363,8 @@ def slower_text(name: str, target: TargetResult) -> str:
         return ""
     slowest, fastest = (1 / value for value in target.speedup_interval)
     return (
-        f"INT8 takes {fastest:.2f} to {slowest:.2f} times as long as FP32 here. `edgeattn profile` of the INT8 engine shows "
-        "where the time goes; what small maps cost most is starting each operation"
+        f"INT8 takes {fastest:.2f} to {slowest:.2f} times as long as FP32 here; "
+        "`edgeattn profile` of the INT8 engine shows where the time goes"
     )
 
 

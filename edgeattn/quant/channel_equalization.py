@@ -22,8 +22,9 @@ __all__ = ["equalized_plan", "gated_if_better"]
 _STRENGTH = 1.0
 
 
-_LEAST_GAIN_DB = 1.0
-"""In each profile, on average: a gate of its own costs a swish a little time in ONNX Runtime."""
+_LEAST_GAIN_DB, _GOOD_DB = 2.0, 40.0
+"""A gate of its own costs a network of swishes up to a tenth of its time in ONNX Runtime: what it has to gain for that, and what
+is good enough without."""
 
 
 def equalized_plan(
@@ -96,7 +97,7 @@ def gated_if_better(
         return None
     counter = JoinedProgress(progress)
     plain_db = _reached_db(model, images, config, counter)
-    gated_db = _reached_db(gated, images, config, counter)
+    gated_db = _reached_db(gated, images, config, counter) if plain_db < _GOOD_DB else plain_db
     counter.finish()
     return gated if gated_db > plain_db + _LEAST_GAIN_DB else None
 

@@ -131,6 +131,9 @@ def test_gates_are_taken_where_they_help_only() -> None:
     assert gated_if_better(swish_block(is_hard=False), images, QUICK) is not None
     assert gated_if_better(swish_block(spread=1.0), images, QUICK) is None
     assert gated_if_better(inverted_residual(), images, QUICK) is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("edgeattn.quant.channel_equalization._GOOD_DB", 10.0)
+        assert gated_if_better(swish_block(), images, QUICK) is None, "good enough without"
     assert gated_if_better(swish_block(), images, QUICK.model_copy(update={"equalization": False})) is None
 
 
