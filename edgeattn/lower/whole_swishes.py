@@ -68,6 +68,8 @@ def _parts(graph: Graph, node: NodeProto) -> _Parts | None:
         quantize, bent = _quantized_by(graph, whole), _quantized_by(graph, gate)
         if quantize is None or bent is None or is_clip(quantize):
             continue
+        if not _reads_alone(graph, quantize, whole, gate):
+            continue
         before = graph.producer.get(quantize.input[0])
         found = _gate_of(graph, graph.producer.get(bent.input[0]), whole)
         is_written = before is not None and before.op_type == "Conv"
@@ -76,6 +78,12 @@ def _parts(graph: Graph, node: NodeProto) -> _Parts | None:
         if found and is_whole and is_written and graph.only_consumer(quantize.input[0]) is not None:
             return _Parts(quantize.input[0], *found)
     return None
+
+
+def _reads_alone(graph: Graph, quantize: NodeProto, whole: str, gate: str) -> bool:
+    """Whether nothing but the gate and the product reads a tensor, and nothing but the product the gate."""
+    is_alone = graph.only_consumer(quantize.output[0]) is not None and graph.only_consumer(gate) is not None
+    return is_alone and len(graph.consumers[whole]) == 2
 
 
 def _quantized_by(graph: Graph, name: str) -> NodeProto | None:

@@ -13,15 +13,13 @@ from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_g
 from edgeattn.quant.image_choice import Images, split_images
 from edgeattn.quant.joined_progress import JoinedProgress, Progress
 from edgeattn.quant.placement import Placement, place_quantizers
-from edgeattn.quant.plan import QuantPlan
+from edgeattn.quant.plan import ActivationRange, QuantPlan
 from edgeattn.quant.ranges import range_statistics, with_ranges
 from edgeattn.quant.simulation import PlanMeter
 
 __all__ = ["equalized_plan", "gated_if_better"]
 
 _STRENGTH = 1.0
-
-
 _LEAST_GAIN_DB, _GOOD_DB = 2.0, 40.0
 """A gate of its own costs a network of swishes up to a tenth of its time in ONNX Runtime: what it has to gain for that, and what
 is good enough without."""
@@ -74,11 +72,17 @@ def equalized_plan(
         empty.model_copy(update={"channel_scales": scales}), scaled, place, statistics, estimator, config
     )
     cut = {
-        name: item.model_copy(update={"low": max(item.low, knees[name])})
-        for name, item in plan.activations.items()
-        if name in knees
+        name: _without_idle(plan.activations[name], low)
+        for name, low in knees.items()
+        if name in plan.activations
     }
     return plan.model_copy(update={"activations": plan.activations | cut})
+
+
+def _without_idle(item: ActivationRange, low: float) -> ActivationRange:
+    """Return a range that ends where the last of the channels' swishes has become 0."""
+    limit = min(item.limit, max(-low, item.high))
+    return item.model_copy(update={"low": max(item.low, low), "limit": limit})
 
 
 def gated_if_better(

@@ -108,19 +108,17 @@ def test_a_gate_that_is_left_is_a_defect(monkeypatch: pytest.MonkeyPatch) -> Non
         lower(quantized("u8"), WholeSwishes())
 
 
-def test_a_swish_whose_map_others_read_stays() -> None:
+@pytest.mark.parametrize("what", ["map", "integers", "gate"])
+def test_a_swish_of_which_others_read_a_part_stays(what: str) -> None:
     graph = Graph(quantized("u8", is_hard=False))
-    source = next(
-        node.input[0] for node in graph.nodes if node.op_type == "Sigmoid" and "swish2" in node.output[0]
-    )
-    graph.nodes.append(
-        helper.make_node(
-            "Relu", [graph.producer[graph.producer[source].input[0]].input[0]], ["other"], "other"
-        )
-    )
+    sigmoid = next(node for node in graph.nodes if node.op_type == "Sigmoid" and "swish2" in node.output[0])
+    product = next(node for node in graph.nodes if node.output[0] == "swish2")
+    integers = graph.producer[sigmoid.input[0]].input[0]
+    gate = next(name for name in product.input if name != sigmoid.input[0])
+    read = {"map": graph.producer[integers].input[0], "integers": sigmoid.input[0], "gate": gate}[what]
+    graph.nodes.append(helper.make_node("Relu", [read], ["other"], "other"))
     graph.outputs.append(helper.make_tensor_value_info("other", TensorProto.FLOAT, None))
     graph.reindex()
-    product = next(node for node in graph.nodes if node.output[0] == "swish2")
     WholeSwishes()(graph)
     assert any(node is product for node in graph.nodes)
 
