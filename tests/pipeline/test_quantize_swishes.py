@@ -36,7 +36,8 @@ def test_every_engine_is_near_the_float_network(run: tuple[Path, Report]) -> Non
     for name in ENGINES:
         assert report.targets[name].status == "ok"
         reached = report.targets[name].sqnr_db
-        assert reached is not None and reached > 28
+        # Without gates by channel 19 to 23 dB are left.
+        assert reached is not None and reached > 25
     assert report.targets["tensorrt-rtx"].status in ("built", "ok", "unavailable")
 
 
