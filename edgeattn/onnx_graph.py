@@ -7,7 +7,7 @@ consumers, constants and shapes are written once. Models are plain `onnx.ModelPr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,12 @@ def mark_clip(quantize: NodeProto) -> None:
 def is_clip(quantize: NodeProto) -> bool:
     """Return whether a QuantizeLinear stands for a clip as well, see `mark_clip`."""
     return any(item.key == _CLIPS for item in quantize.metadata_props)
+
+
+def is_depthwise(conv: NodeProto, weight_shape: Sequence[int]) -> bool:
+    """Return whether a convolution of maps makes one channel of each by itself."""
+    groups = int(attribute(conv, "group", 1))
+    return groups > 1 and len(weight_shape) == 4 and tuple(weight_shape[:2]) == (groups, 1)
 
 
 def take_pads(conv: NodeProto) -> list[int]:

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, helper
+from onnx import ModelProto, NodeProto
 
-from edgeattn.lower.patterns import dequantize_of, dequantized_constant, remove_pair
+from edgeattn.lower.patterns import clip_to_grid, dequantize_of, dequantized_constant, remove_pair
 from edgeattn.measure.layers import Finding, diagnose
 from edgeattn.onnx_graph import Graph, attribute, is_clip
 from edgeattn.targets.reference import make_program
@@ -57,24 +57,11 @@ def without_pairs(model: ModelProto, names: Sequence[str], *, keeps_clips: bool 
         if quantize is None:
             continue
         if keeps_clips and is_clip(quantize):
-            _clip_before(graph, quantize)
+            clip_to_grid(graph, quantize)
         remove_pair(graph, quantize)
     graph.remove_unused()
     graph.sort()
     return graph.to_model()
-
-
-def _clip_before(graph: Graph, quantize: NodeProto) -> None:
-    """Clip what is quantized to the ends of its grid."""
-    scale, zero_point = (graph.constants[name] for name in quantize.input[1:3])
-    limits, source = np.iinfo(zero_point.dtype), quantize.input[0]
-    result = graph.fresh_name(f"{source}.clipped")
-    bounds = []
-    for part, end in (("low", limits.min), ("high", limits.max)):
-        bounds.append(graph.fresh_name(f"{result}.{part}"))
-        graph.constants[bounds[-1]] = np.asarray((end - zero_point.astype(np.int64)) * scale, np.float32)
-    graph.add([helper.make_node("Clip", [source, *bounds], [result], result)])
-    graph.reroute(source, result, [quantize])
 
 
 def find_causes(

@@ -20,7 +20,7 @@ from onnx import NodeProto, helper
 
 from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantized_constant, int8_product
-from edgeattn.onnx_graph import Array, Graph, attribute
+from edgeattn.onnx_graph import Array, Graph, attribute, is_depthwise
 from edgeattn.quant.channel_classes import ChannelClass, find_channel_classes
 
 __all__ = ["BlockChannels"]
@@ -78,8 +78,8 @@ def _is_slow(graph: Graph, node: NodeProto, block: int) -> bool:
     product = int8_product(graph, node) if node.op_type == "Conv" else None
     if product is None:
         return False
-    groups, shape = int(attribute(node, "group", 1)), product.weight.integers.shape
-    return groups > 1 and len(shape) == 4 and shape[:2] == (groups, 1) and groups % block != 0
+    shape = product.weight.integers.shape
+    return is_depthwise(node, shape) and shape[0] % block != 0
 
 
 def _without_rounding(graph: Graph) -> Graph:

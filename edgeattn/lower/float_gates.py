@@ -12,11 +12,11 @@ from __future__ import annotations
 import dataclasses
 
 import numpy as np
-from onnx import NodeProto, helper
+from onnx import NodeProto
 
 from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.gates import find_gates
-from edgeattn.lower.patterns import dequantize_weight, dequantized_constant, remove_pair
+from edgeattn.lower.patterns import clip_to_grid, dequantize_weight, dequantized_constant, remove_pair
 from edgeattn.onnx_graph import Graph, is_clip
 
 __all__ = ["FloatGates"]
@@ -111,20 +111,10 @@ def _remove(graph: Graph, quantize: NodeProto) -> bool:
     """Remove a pair, leaving behind a clip where the pair's range may stand for one."""
     name, pair = quantize.input[0], graph.consumers[quantize.output[0]][0]
     readers = graph.consumers.get(pair.output[0], [])
-    scale, zero = graph.constant(quantize.input[1]), graph.constant(quantize.input[2])
     may_clip = graph.producer[name].op_type in (*_CONVOLUTIONS, "Add")
     may_clip &= not all(user.op_type in _ACTIVATIONS for user in readers)
-    if (may_clip or is_clip(quantize)) and scale is not None:
-        limits = np.iinfo(np.int8 if zero is None else zero.dtype)
-        offset = 0 if zero is None else int(zero)
-        bounds = []
-        for end, value in (("low", limits.min), ("high", limits.max)):
-            bounds.append(graph.fresh_name(f"{name}.{end}"))
-            graph.constants[bounds[-1]] = np.asarray((value - offset) * float(scale), np.float32)
-        clipped = graph.fresh_name(f"{name}.clipped")
-        graph.nodes.append(helper.make_node("Clip", [name, *bounds], [clipped], name=clipped))
-        quantize.input[0] = clipped
-        graph.reindex()
+    if (may_clip or is_clip(quantize)) and graph.scalar(quantize.input[1]) is not None:
+        clip_to_grid(graph, quantize)
     return remove_pair(graph, quantize)
 
 

@@ -15,6 +15,7 @@ from edgeattn.onnx_graph import Graph, attribute
 __all__ = [
     "Int8Product",
     "QuantizedConstant",
+    "clip_to_grid",
     "dequantize_of",
     "dequantize_weight",
     "dequantized_constant",
@@ -149,6 +150,21 @@ def power_of_two_step(graph: Graph, node: NodeProto | None) -> float | None:
         return None
     value = float(scale.reshape(()))
     return value if value > 0 and math.frexp(value)[0] == 0.5 else None
+
+
+def clip_to_grid(graph: Graph, quantize: NodeProto) -> None:
+    """Put a clip to the ends of its grid before a QuantizeLinear of one scale: what is left of its pair when that goes."""
+    scale, zero_point = graph.constants[quantize.input[1]], graph.constant(quantize.input[2])
+    limits = np.iinfo(np.int8 if zero_point is None else zero_point.dtype)
+    offset = 0 if zero_point is None else int(zero_point.reshape(()))
+    source = quantize.input[0]
+    result = graph.fresh_name(f"{source}.clipped")
+    bounds = []
+    for part, end in (("low", limits.min), ("high", limits.max)):
+        bounds.append(graph.fresh_name(f"{result}.{part}"))
+        graph.constants[bounds[-1]] = np.asarray((end - offset) * float(scale.reshape(())), np.float32)
+    graph.add([helper.make_node("Clip", [source, *bounds], [result], result)])
+    graph.reroute(source, result, [quantize])
 
 
 def remove_pair(graph: Graph, quantize: NodeProto) -> bool:

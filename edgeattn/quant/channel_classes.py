@@ -13,7 +13,7 @@ from collections.abc import Mapping, Sequence
 
 from onnx import NodeProto
 
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_graph import Graph, attribute, is_depthwise
 
 __all__ = ["ChannelClass", "find_channel_classes"]
 
@@ -186,10 +186,9 @@ class _Search:
         if weight is None or weight.ndim != 4 or (len(node.input) > 2 and bias is None):
             return False
         source, result = node.input[0], node.output[0]
-        groups = int(attribute(node, "group", 1))
-        if groups == 1:
+        if attribute(node, "group", 1) == 1:
             self._readers.append((source, node.input[1], 1))
-        elif weight.shape[:2] == (groups, 1) and self._channels(source) == groups:
+        elif is_depthwise(node, weight.shape) and self._channels(source) == len(weight):
             self._join(source, result)
         else:
             return False

@@ -8,7 +8,7 @@ from onnx import ModelProto
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant.calibrate import collect_channel_extent
 from edgeattn.quant.channel_gates import channel_gates, with_channel_gates
-from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig, RangeEstimator
+from edgeattn.quant.config import PtqConfig, RangeEstimator
 from edgeattn.quant.equalize import apply_channel_scales, channel_scales, find_groups
 from edgeattn.quant.image_choice import Images, split_images
 from edgeattn.quant.joined_progress import JoinedProgress, Progress
@@ -16,10 +16,13 @@ from edgeattn.quant.placement import Placement, place_quantizers
 from edgeattn.quant.plan import ActivationRange, QuantPlan
 from edgeattn.quant.ranges import range_statistics, with_ranges
 from edgeattn.quant.simulation import PlanMeter
+from edgeattn.quant.swish_grids import KNEE
 
 __all__ = ["equalized_plan", "gated_if_better"]
 
 _STRENGTH = 1.0
+_IDLE_BELOW = {"HardSwish": KNEE, "Swish": 6.0}
+"""Below minus this a swish is 0, or nearly so."""
 _LEAST_GAIN_DB, _GOOD_DB = 2.0, 40.0
 """A gate of its own costs a network of swishes up to a tenth of its time in ONNX Runtime: what it has to gain for that, and what
 is good enough without."""
@@ -59,7 +62,7 @@ def equalized_plan(
         extent, swish = seen[group.tensors[-1]], swishes.get(group.name)
         if swish is not None:
             # A swish tells apart what it reads below 0 as well, down to where it becomes 0.
-            knee = np.minimum(seen[swish.source], np.float32(swish.idle_below))
+            knee = np.minimum(seen[swish.source], np.float32(_IDLE_BELOW[swish.kind]))
             extent = np.maximum(extent, knee)
         factors = channel_scales(extent, _STRENGTH)
         scales[group.name] = factors.tolist()
@@ -109,7 +112,7 @@ def gated_if_better(
 def _reached_db(model: ModelProto, images: Images, config: PtqConfig, counter: JoinedProgress) -> float:
     """Return what ranges alone reach, equalized or not, whichever is better: the mean of both profiles."""
     held_out, _ = split_images(images)
-    estimator = AUTO_ESTIMATORS[0] if config.range_estimator == "auto" else config.range_estimator
+    estimator = config.estimators[0]
     graph, place = Graph(model), place_quantizers(model)
     empty = QuantPlan(method="ptq", activations={}, weights={})
     statistics = range_statistics(graph, place, images, (estimator,), counter.part(0.25))

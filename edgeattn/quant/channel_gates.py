@@ -23,7 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper
 
-from edgeattn.onnx_graph import Graph, attribute, clip_bounds
+from edgeattn.onnx_graph import Graph, attribute, clip_bounds, is_depthwise
 
 __all__ = ["BIAS", "ChannelGate", "channel_gate", "channel_gates", "with_channel_gates"]
 
@@ -31,7 +31,6 @@ _HARD, _SMOOTH = "HardSwish", "Swish"
 _WEIGHT = {_HARD: 1 / 6, _SMOOTH: 1.0}
 BIAS = {_HARD: 0.5, _SMOOTH: 0.0}
 """Of the convolution in a gate, by kind."""
-_IDLE_BELOW = {_HARD: 3.0, _SMOOTH: 6.0}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,11 +52,6 @@ class ChannelGate:
     weight: str
     bias: str
     result: str
-
-    @property
-    def idle_below(self) -> float:
-        """Below minus this the product is 0, or nearly so."""
-        return _IDLE_BELOW[self.kind]
 
 
 def channel_gates(graph: Graph) -> list[ChannelGate]:
@@ -131,7 +125,13 @@ def _swish(graph: Graph, node: NodeProto) -> tuple[str, str] | None:
         return None
     if {source, node.output[0]} & set(graph.output_names) or not users:
         return None
-    return (kind, source) if all(_is_depthwise(graph, user) for user in users) else None
+    read = all(
+        user.op_type == "Conv"
+        and user.input[1] in graph.constants
+        and is_depthwise(user, graph.constants[user.input[1]].shape)
+        for user in users
+    )
+    return (kind, source) if read else None
 
 
 def _read_by_own_sigmoid(graph: Graph, product: NodeProto) -> str:
@@ -141,12 +141,6 @@ def _read_by_own_sigmoid(graph: Graph, product: NodeProto) -> str:
         if sigmoid is not None and sigmoid.op_type == "Sigmoid" and sigmoid.input[0] == source:
             return source if graph.only_consumer(gate) is not None else ""
     return ""
-
-
-def _is_depthwise(graph: Graph, node: NodeProto) -> bool:
-    weight = graph.constant(node.input[1]) if node.op_type == "Conv" else None
-    groups = int(attribute(node, "group", 1))
-    return weight is not None and groups > 1 and weight.shape[:2] == (groups, 1)
 
 
 def _separate(graph: Graph, node: NodeProto, kind: str, source: str) -> None:

@@ -125,6 +125,11 @@ class PtqConfig(BaseModel):
         float | None, Field(ge=0, le=1, description="Skip the steps left once both profiles reach this.")
     ] = None
 
+    @property
+    def estimators(self) -> tuple[RangeEstimator, ...]:
+        """The range estimators to try, in order."""
+        return AUTO_ESTIMATORS if self.range_estimator == "auto" else (self.range_estimator,)
+
     @model_validator(mode="after")
     def _exact_has_headroom(self) -> PtqConfig:
         if self.exact and self.headroom == "none":

@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto
 
 from edgeattn.errors import ModelError
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_graph import Graph, attribute, is_depthwise
 from edgeattn.quant.channel_gates import channel_gate
 
 __all__ = ["ChannelGroup", "apply_channel_scales", "channel_scales", "find_groups", "scale_clips"]
@@ -168,9 +168,8 @@ def _grow(graph: Graph, start: str) -> ChannelGroup | None:
             return None
         for user in graph.consumers.get(name, []):
             if user.op_type == "Conv" and user.input[0] == name and _is_own(graph, user):
-                groups = int(attribute(user, "group", 1))
-                depthwise = groups > 1 and graph.constants[user.input[1]].shape[:2] == (groups, 1)
-                if not depthwise and groups != 1:
+                depthwise = is_depthwise(user, graph.constants[user.input[1]].shape)
+                if not depthwise and attribute(user, "group", 1) != 1:
                     return None
                 readers[user.input[1]] = depthwise
             elif user.op_type == "Gemm" and user.input[0] == name and _is_own(graph, user):

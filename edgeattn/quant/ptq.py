@@ -13,7 +13,7 @@ from edgeattn.quant.calibrate import estimate_limit, estimate_range
 from edgeattn.quant.channel_equalization import equalized_plan
 from edgeattn.quant.channel_gates import channel_gates
 from edgeattn.quant.channel_order import order_channels
-from edgeattn.quant.config import AUTO_ESTIMATORS, PtqConfig, RangeEstimator
+from edgeattn.quant.config import PtqConfig, RangeEstimator
 from edgeattn.quant.equalize import apply_channel_scales
 from edgeattn.quant.exact_grids import (
     count_exact,
@@ -96,9 +96,8 @@ def make_plan(
         float_regions=[gate.prefix for gate in gates if gate.policy == "float"],
         provenance={"range_estimator": config.range_estimator, "calibration_images": str(len(images))},
     )
-    estimators = AUTO_ESTIMATORS if config.range_estimator == "auto" else (config.range_estimator,)
-    estimator, *others = estimators
-    statistics = range_statistics(graph, place, images, estimators, counter.part(RANGES_SHARE))
+    estimator, *others = config.estimators
+    statistics = range_statistics(graph, place, images, config.estimators, counter.part(RANGES_SHARE))
     plan = with_ranges(empty, graph, place, statistics, estimator, config)
     seconds = time.perf_counter() - start
     meter = PlanMeter(graph, place, held_out)
