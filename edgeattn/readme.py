@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from edgeattn.artifact import read_json, write_bytes
 from edgeattn.errors import ArtifactError, close_matches_hint
-from edgeattn.readme_tables import cell, markdown
+from edgeattn.readme_benchmarks import attention_tax, lowering_passes, tensorrt_kernels
+from edgeattn.readme_tables import cell, markdown, processor
 from edgeattn.report import Report, load_report
-from edgeattn.report_kernels import kernel_table
 from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 from edgeattn.report_parity import PARITY_HEADER, parity_rows
 
@@ -32,7 +32,6 @@ _BLOCK = re.compile(
 _KEPT_ENVIRONMENT = ("cpu", "gpus", "os", "python", "packages")
 _NOTHING = "-"
 _CATALOGUE_TARGETS = ("ort-cpu", "openvino-cpu")
-_TAXED = {"mobilenet_v2": "MobileNetV2 1.0", "efficientnet_lite0": "EfficientNet-Lite0"}
 
 
 def update_readme(path: Path, *, check: bool = False) -> bool:
@@ -146,82 +145,6 @@ def _result_rows(report: Report) -> Iterable[tuple[str, ...]]:
         )
 
 
-def _attention_tax(root: Path) -> str:
-    results, machines, openings, limits = [], set(), set(), set()
-    for path in sorted((root / "recipes" / "benchmarks").glob("attention_tax_*.json")):
-        value = read_json(path)
-        try:
-            held = _held_to(value)
-            place = (list(_TAXED).index(value["model"]), value["target"], held, value["threads"])
-            results.append((place, [_tax_row(value, row) for row in value["rows"]]))
-            machines.add(_processor(value["environment"]["cpu"]))
-            openings.add(f"{value.get('openings', 1):d}")
-            limits |= {held} - {""}
-        except (KeyError, TypeError, ValueError) as exc:
-            raise ArtifactError(
-                f"{path} is not a result of tests.benchmarks.attention_tax: {exc!r}. Run the benchmark again."
-            ) from exc
-    rows = [row for _, found in sorted(results) for row in found]
-    if not rows:
-        return "No benchmark is saved yet: run `python -m tests.benchmarks.attention_tax`."
-    header = (
-        "network",
-        "target, threads",
-        "attention",
-        "INT8 p50",
-        "against our FP32",
-        "tax",
-        "best other tool",
-        "its tax",
-        "against it",
-    )
-    return (
-        markdown(header, rows, left=3)
-        + "\n\n224x224, batch 1. Tax: how much longer the INT8 network takes than the bare one, which "
-        "for the other tools is the fastest of theirs. The other tool is the fastest of NNCF on the authors' torch modules, NNCF on their ONNX and ONNX Runtime's "
-        "quantize_static, all on the same runtime. Medians of ratios of runs in alternation, with 95 % intervals; every engine "
-        f"was opened {' or '.join(sorted(openings))} times. "
-        + "".join(
-            f"{held}: with `ONEDNN_MAX_CPU_ISA={held}`, as where there is no AMX. " for held in sorted(limits)
-        )
-        + f"Measured on: {'; '.join(sorted(machines))}."
-    )
-
-
-def _held_to(value: Mapping[str, Any]) -> str:
-    """Return the newest instruction set that OpenVINO was allowed, or an empty string if all were."""
-    variables = value["environment"]["variables"]
-    return str(variables.get("ONEDNN_MAX_CPU_ISA", "")) if "openvino" in value["target"] else ""
-
-
-def _tax_row(value: Mapping[str, Any], row: Mapping[str, Any]) -> tuple[str, ...]:
-    is_bare = row["attention"] == "none"
-    return (
-        _TAXED[value["model"]],
-        ", ".join(filter(None, (value["target"], str(value["threads"]), _held_to(value)))),
-        str(row["attention"]),
-        f"{row['ours_int8_ms']:.3f} ms",
-        _times(row, "vs_fp32"),
-        _NOTHING if is_bare else _tax(row, "tax"),
-        _NOTHING if row["peer"] is None else str(row["peer"]),
-        _NOTHING if is_bare or row.get("peer_tax") is None else _tax(row, "peer_tax"),
-        _NOTHING if row.get("vs_peer") is None else _times(row, "vs_peer"),
-    )
-
-
-def _tensorrt_kernels(root: Path) -> str:
-    path = root / "recipes" / "benchmarks" / "tensorrt_kernels.json"
-    if not path.is_file():
-        return "No benchmark is saved yet: run `python -m tests.benchmarks.tensorrt_kernels`."
-    try:
-        header, rows, said = kernel_table(read_json(path))
-    except (KeyError, TypeError, IndexError) as exc:
-        raise ArtifactError(
-            f"{path} is not a result of tests.benchmarks.tensorrt_kernels: {exc!r}. Run the benchmark again."
-        ) from exc
-    return markdown(header, rows, left=3) + "\n\n" + said
-
-
 def _parity(root: Path) -> str:
     rows = parity_rows(root / "recipes" / "parity")
     if not rows:
@@ -236,16 +159,6 @@ def _ladder(root: Path) -> str:
     report = load_report(path)
     table = markdown(LADDER_HEADER, ladder_rows(report), left=1)
     return f"{table}\n\n{LADDER_SAYS}. Measured on: {_machine(report)}."
-
-
-def _times(row: Mapping[str, Any], key: str) -> str:
-    low, high = row[f"{key}_interval"]
-    return f"{row[key]:.2f}x ({low:.2f} to {high:.2f})"
-
-
-def _tax(row: Mapping[str, Any], key: str) -> str:
-    low, high = row[f"{key}_interval"]
-    return f"{100 * row[key]:.0f} % ({100 * low:.0f} to {100 * high:.0f})"
 
 
 def _quickstart(root: Path) -> str:
@@ -338,16 +251,17 @@ def _commands(root: Path) -> str:
 
 
 GENERATORS: dict[str, Callable[[Path], str]] = {
-    "attention-tax": _attention_tax,
+    "attention-tax": attention_tax,
     "attentions": _attentions,
     "catalogue": _catalogue,
     "commands": _commands,
     "ladder": _ladder,
+    "lowering-passes": lowering_passes,
     "parity": _parity,
     "quickstart": _quickstart,
     "recipes": _recipes,
     "results": _results,
-    "tensorrt-kernels": _tensorrt_kernels,
+    "tensorrt-kernels": tensorrt_kernels,
 }
 """Name of a generated part -> what writes it, given the project's folder."""
 
@@ -359,23 +273,10 @@ def _saved_reports(root: Path) -> list[Report]:
     return [load_report(path) for path in sorted((root / "recipes" / "reports").glob("*.json"))]
 
 
-def _processor(cpu: Mapping[str, Any]) -> str:
-    """Name a processor and its generation, with the instructions that decide how fast and how exact INT8 is on x86."""
-    known = cpu.get("instruction_sets") or []
-    names = {"avx512_vnni": "AVX512-VNNI", "avx_vnni": "AVX-VNNI", "avx2": "AVX2 without VNNI"}
-    vector = next((name for flag, name in names.items() if flag in known), "")
-    vector += " and AMX" if vector and "amx_int8" in known else ""
-    cores = cpu.get("usable_cores")
-    generation = cpu.get("generation")
-    name = f"{cpu.get('model')} ({generation})" if generation else str(cpu.get("model"))
-    parts = [cell(name), vector, f"{cores} cores usable" if cores else ""]
-    return ", ".join(part for part in parts if part)
-
-
 def _machine(report: Report) -> str:
     cpu = report.environment.get("cpu")
     gpus = report.environment.get("gpus")
-    parts = [_processor(cpu) if isinstance(cpu, dict) else "a machine that was not recorded"]
+    parts = [processor(cpu) if isinstance(cpu, dict) else "a machine that was not recorded"]
     parts += [cell(str(gpu)) for gpu in gpus] if isinstance(gpus, list) else []
     return ", ".join(part for part in parts if part)
 

@@ -41,6 +41,7 @@ TOP = {
     "__init__",
     "__main__",
     "readme",
+    "readme_benchmarks",
     "readme_tables",
 }  # these gather what is below, as the command line does
 

@@ -108,6 +108,19 @@ def test_rows_of_the_tax_say_what_openvino_was_held_to(tmp_path: Path) -> None:
     assert "AVX2_VNNI: with `ONEDNN_MAX_CPU_ISA=AVX2_VNNI`" in table
 
 
+def test_a_benchmark_that_is_missing_or_cut_short_is_named(tmp_path: Path) -> None:
+    assert "tests.benchmarks.lowering_pass" in GENERATORS["lowering-passes"](tmp_path)
+    path = tmp_path / "recipes" / "benchmarks" / "lowering_passes.json"
+    path.parent.mkdir(parents=True)
+    value = json.loads((REPOSITORY / "recipes" / "benchmarks" / path.name).read_text(encoding="utf-8"))
+    path.write_text(json.dumps(value), encoding="utf-8")
+    assert GENERATORS["lowering-passes"](tmp_path).count("\n| `") == len(value["rows"])
+    del value["rows"][0]["gain"]
+    path.write_text(json.dumps(value), encoding="utf-8")
+    with pytest.raises(ArtifactError, match=r"lowering_passes.json is not a result.*'gain'"):
+        GENERATORS["lowering-passes"](tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [

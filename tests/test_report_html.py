@@ -6,11 +6,13 @@ import json
 import re
 import sys
 from html.parser import HTMLParser
+from pathlib import Path
 from typing import Any
 
 import pytest
 from report_samples import make_report
 
+from edgeattn.cli_output import report_text
 from edgeattn.report import Report, TargetResult, outputs_text, slower_text
 from edgeattn.report_html import render_html
 
@@ -171,9 +173,17 @@ def test_each_of_several_outputs_is_named_the_worst_first() -> None:
     assert HOSTILE not in page
 
 
-def test_an_engine_that_is_slower_than_fp32_beyond_doubt_says_so() -> None:
+def test_an_engine_that_is_slower_than_fp32_beyond_doubt_says_so(tmp_path: Path) -> None:
     target = TargetResult(status="ok", speedup=0.6, speedup_interval=(0.5, 0.8))
     assert slower_text("ort-cpu", target).startswith("INT8 takes 1.25 to 2.00 times as long as FP32")
     assert slower_text("reference", target) == ""
     for interval in (None, (0.9, 1.1), (1.2, 1.3)):
         assert slower_text("ort-cpu", target.model_copy(update={"speedup_interval": interval})) == ""
+    report = make_report()
+    assert "as long as FP32" not in render_html(report)
+    report.targets["ort-cpu"].speedup_interval = (0.5, 0.8)
+    for text in (
+        render_html(report),
+        report_text(report, tmp_path / "report.json", tmp_path / "report.html"),
+    ):
+        assert "INT8 takes 1.25 to 2.00 times as long as FP32 here" in " ".join(text.split())

@@ -43,7 +43,7 @@ from edgeattn.targets.base import Target, TimingPlan
 from tests.benchmarks.authors_modules import put_authors_modules
 from tests.benchmarks.peers import PEERS
 
-__all__ = ["main"]
+__all__ = ["main", "ratio_of", "save_model", "take_statistics", "time_engines"]
 
 Rounds = Mapping[str, Sequence[float]]
 """Median latency of each round in ms by engine."""
@@ -61,7 +61,8 @@ def _network(architecture: str, attention: str) -> nn.Module:
     return insert_attention(model, attention, identity=False)
 
 
-def _take_statistics(model: nn.Module) -> nn.Module:
+def take_statistics(model: nn.Module) -> nn.Module:
+    """Give batch norms the statistics of noise, and biases that no runtime drops."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
@@ -71,7 +72,8 @@ def _take_statistics(model: nn.Module) -> nn.Module:
     return model.eval()
 
 
-def _save(model: Any, path: Path, profile: str) -> OnnxArtifact:
+def save_model(model: Any, path: Path, profile: str) -> OnnxArtifact:
+    """Write a model as an artifact of a profile."""
     data = model.SerializeToString()
     write_bytes(path, data)
     graph = Graph(model)
@@ -90,7 +92,7 @@ def _ours(target: Target, attention: str, model: nn.Module, images: Any, folder:
     quantized = emit_qdq(floating, make_plan(floating, images, config, gates=gates), target.profile)
     engines = {}
     for name, value, profile in (("ours", quantized, target.profile), ("fp32", floating, "fp32")):
-        artifact = _save(value, folder / f"{attention}-{name}.onnx", profile)
+        artifact = save_model(value, folder / f"{attention}-{name}.onnx", profile)
         engines[name] = target.build(target.lower(artifact, folder / "lowered"), folder / "engines")
     return engines
 
@@ -105,14 +107,14 @@ def _peers(target: Target, attention: str, model: nn.Module, images: Any, folder
     for name, quantize in PEERS.items():
         try:
             made = quantize(put_authors_modules(copy.deepcopy(model)), images, folder)
-            artifact = _save(made, folder / f"{attention}-{name}.onnx", "u8")
+            artifact = save_model(made, folder / f"{attention}-{name}.onnx", "u8")
             engines[name] = plain.build(artifact, folder / "engines")
         except Exception as exc:
             sys.stderr.write(f"{attention}: {name} failed: {type(exc).__name__}: {exc}"[:300] + "\n")
     return engines
 
 
-def _ratio(rounds: Rounds, numerator: str, denominator: str) -> tuple[float, list[float]]:
+def ratio_of(rounds: Rounds, numerator: str, denominator: str) -> tuple[float, list[float]]:
     """Return the median over rounds of the ratio of two engines' medians, with its interval."""
     from edgeattn.measure.statistics import median_ratio_interval
 
@@ -135,7 +137,7 @@ def _row(attention: str, rounds: Rounds, peers: list[str]) -> dict[str, Any]:
             continue
         if denominator not in p50:
             continue
-        ratio, interval = _ratio(rounds, numerator, denominator)
+        ratio, interval = ratio_of(rounds, numerator, denominator)
         shift = 1.0 if key.endswith("tax") else 0.0
         row[key], row[f"{key}_interval"] = ratio - shift, [end - shift for end in interval]
     return row
@@ -164,7 +166,7 @@ def measure(
     results: list[list[dict[str, Any]]] = [[] for _ in plans]
     bare: dict[str, Any] = {}
     for attention in ("none", *(name for name in rows if name != "none")):
-        model = _take_statistics(_network(architecture, attention))
+        model = take_statistics(_network(architecture, attention))
         peers = _peers(target, attention, model, images, folder)
         engines = _ours(target, attention, model, images, folder) | peers
         for plan, result in zip(plans, results, strict=True):
@@ -174,7 +176,7 @@ def measure(
                 # The tool that is the fastest on the bare network here is what its tax refers to.
                 if (best := result[0]["peer"]) is not None:
                     timed["bare_peer"] = bare[best]
-            result.append(_row(attention, _time(target, timed, images[0], plan, rounds), list(peers)))
+            result.append(_row(attention, time_engines(target, timed, images[0], plan, rounds), list(peers)))
             shown = {key: value for key, value in result[-1].items() if "interval" not in key}
             sys.stdout.write(json.dumps({"threads": plan.threads, **shown}) + "\n")
             sys.stdout.flush()
@@ -182,7 +184,9 @@ def measure(
     return [{"bare_int8_ms": result[0]["ours_int8_ms"], "rows": result} for result in results]
 
 
-def _time(target: Target, engines: Mapping[str, Any], image: Any, plan: TimingPlan, rounds: int) -> Rounds:
+def time_engines(
+    target: Target, engines: Mapping[str, Any], image: Any, plan: TimingPlan, rounds: int
+) -> Rounds:
     """Return the median of every round in ms by engine."""
     openers = {
         name: functools.partial(target.open, engine, threads=plan.threads) for name, engine in engines.items()
