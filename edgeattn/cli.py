@@ -13,8 +13,11 @@ from edgeattn.cli_errors import handle_errors, set_debug
 from edgeattn.cli_kit import KIT_EXAMPLES, kit
 from edgeattn.cli_lint import LINT_EXAMPLES, lint
 from edgeattn.cli_options import (
+    BgrOption,
+    FitOption,
     InputShapeOption,
     JsonOption,
+    NormalizationOption,
     QuickOption,
     RecipeArgument,
     SetOption,
@@ -157,6 +160,7 @@ def targets(as_json: JsonOption = False) -> None:
         "edgeattn quantize model.onnx --calibration photos/ --out out --target ort-cpu --target openvino-cpu",
         "edgeattn quantize model.onnx --calibration samples.npy --out out --tuning-steps 0",
         "edgeattn quantize detector.onnx --input-shape 1,3,320,320 --calibration photos/ --out out",
+        "edgeattn quantize detector.onnx --calibration photos/ --normalization unit --fit letterbox --out out",
         "edgeattn quantize model.onnx --calibration photos/ --out out --target tensorrt-rtx --strict",
     )
 )
@@ -169,8 +173,7 @@ def quantize(
         str,
         typer.Option(
             metavar="C",
-            help="A manifest, a folder of images, or an .npy file of NCHW inputs. A folder's images are normalized "
-            "as for ImageNet, or stay pixels of 0 to 255 where the model scales them itself.",
+            help="A manifest, a folder of images, or an .npy file of NCHW inputs.",
         ),
     ],
     out: Annotated[Path, typer.Option("--out", "-o", metavar="DIR", help="Where engines and report go.")],
@@ -192,6 +195,13 @@ def quantize(
             min=0, max=1, help="Share of the layers with weights that must run in INT8; else exit code 4."
         ),
     ] = None,
+    normalization: NormalizationOption = None,
+    fit: FitOption = None,
+    bgr: BgrOption = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(min=16, max=2048, help="Use at most so many images, spread evenly over the folder."),
+    ] = None,
     input_shape: InputShapeOption = None,
     strict: StrictOption = False,
     as_json: JsonOption = False,
@@ -202,6 +212,7 @@ def quantize(
     everything: detectors, segmentation, several outputs.
     """
     from edgeattn.cli_output import print_json, print_report
+    from edgeattn.data.model_input import ImageOptions
     from edgeattn.pipeline import quantize_onnx
     from edgeattn.progress import make_progress
     from edgeattn.quant.config import PtqConfig
@@ -218,6 +229,8 @@ def quantize(
             strict=strict,
             progress=progress,
             input_shape=parse_shape(input_shape),
+            image_options=ImageOptions(normalization, fit, bgr),
+            limit=limit,
         )
     if as_json:
         print_json(report.model_dump(mode="json"))

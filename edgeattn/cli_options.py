@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -11,8 +11,11 @@ if TYPE_CHECKING:
     from edgeattn.recipe import Recipe
 
 __all__ = [
+    "BgrOption",
+    "FitOption",
     "InputShapeOption",
     "JsonOption",
+    "NormalizationOption",
     "QuickOption",
     "RecipeArgument",
     "SetOption",
@@ -45,6 +48,24 @@ InputShapeOption = Annotated[
         metavar="1,C,H,W",
         help="Sizes of the image where the model leaves them open; an open batch alone is taken for 1.",
     ),
+]
+
+NormalizationOption = Annotated[
+    str | None,
+    typer.Option(
+        metavar="N",
+        help="What images' values become: imagenet, unit (0 to 1), symmetric (-1 to 1), pixels (0 to 255), or MEAN/STD "
+        "of pixels scaled to 0 to 1, such as 0.5/0.25. Default: what the model tells by what it does to its image "
+        "first, else imagenet.",
+    ),
+]
+FitOption = Annotated[
+    Literal["crop", "stretch", "letterbox"] | None,
+    typer.Option(help="What becomes of images of other proportions.  [default: crop]"),
+]
+BgrOption = Annotated[
+    bool | None,
+    typer.Option("--bgr/--rgb", help="Order of the channels.  [default: rgb]", show_default=False),
 ]
 
 StrictOption = Annotated[

@@ -9,7 +9,16 @@ from typing import Annotated, Any
 import typer
 
 from edgeattn.cli_errors import handle_errors
-from edgeattn.cli_options import InputShapeOption, JsonOption, examples, parse_shape, split_names
+from edgeattn.cli_options import (
+    BgrOption,
+    FitOption,
+    InputShapeOption,
+    JsonOption,
+    NormalizationOption,
+    examples,
+    parse_shape,
+    split_names,
+)
 from edgeattn.cli_output import open_console, print_json, print_line, print_table
 
 __all__ = ["PARITY_EXAMPLES", "parity", "print_parity"]
@@ -63,6 +72,9 @@ def parity(
             metavar="NPY", help="What a device made of the same images, in order: compared bit by bit."
         ),
     ] = None,
+    normalization: NormalizationOption = None,
+    fit: FitOption = None,
+    bgr: BgrOption = None,
     input_shape: InputShapeOption = None,
     strict: Annotated[
         bool, typer.Option("--strict", help="End with exit code 4 if a bound is missed.")
@@ -74,6 +86,7 @@ def parity(
     Whole: agreement with the float network and with each other, top-1, SQNR. Layer by layer: each layer of
     each target against exact integer arithmetic, both given the same integers, and why it differs.
     """
+    from edgeattn.data.model_input import ImageOptions
     from edgeattn.pipeline import parity_model
     from edgeattn.progress import make_progress
 
@@ -89,6 +102,7 @@ def parity(
             inputs=inputs,
             with_seen=with_seen,
             input_shape=parse_shape(input_shape),
+            image_options=ImageOptions(normalization, fit, bgr),
         )
     (print_json if as_json else print_parity)(result)
     failed = not result.get("verdict", {}).get("passed", True) or result.get("inputs", {}).get(
@@ -110,6 +124,8 @@ def print_parity(result: Mapping[str, Any]) -> None:
             )
         if result.get("data", {}).get("seen"):
             about += f" ({result['data']['seen']} that the run learned from or was calibrated with)"
+        if result["data"].get("prepared"):
+            about += f" ({result['data']['prepared']})"
         print_line(console, about + ("" if float_top1 is None else f", fp32 top-1 {_percent(float_top1)}"))
     header = ("target", "profile", "status", "agreement", "top-1", "95 % interval", "McNemar p", "SQNR", "KL")
     rows, remarks = [], []

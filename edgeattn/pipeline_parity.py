@@ -14,6 +14,7 @@ from onnx import ModelProto
 
 from edgeattn.answers import Answers
 from edgeattn.artifact import OnnxArtifact
+from edgeattn.data.model_input import ImageOptions
 from edgeattn.errors import DataError, EdgeAttnError, ModelError, RecipeError
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.from_onnx import read_fixed_onnx, read_onnx
@@ -22,10 +23,10 @@ from edgeattn.measure.pair_saturation import prove_pair_saturation
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_causes import quantized_tensors
 from edgeattn.pipeline_deploy import module_of
+from edgeattn.pipeline_images import prepare_images, recorded_images
 from edgeattn.pipeline_parity_data import ParityData, load_parity_data, load_run
 from edgeattn.pipeline_parity_verdict import judge_parity, top1_spread
 from edgeattn.pipeline_probe import compare_layers
-from edgeattn.pipeline_tools import reads_pixels
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.targets import Target, get_target
 from edgeattn.targets.reference import make_program
@@ -71,6 +72,7 @@ def parity_model(
     inputs: Path | None = None,
     with_seen: bool = False,
     input_shape: Sequence[int] | None = None,
+    image_options: ImageOptions | None = None,
 ) -> dict[str, Any]:
     """Run one model, or a run's model, on several targets and compare their answers and their layers.
 
@@ -91,6 +93,8 @@ def parity_model(
         with_seen: Take images as well that the run learned from: for engines beside each other they are as good as
             others, and there are more of them. Top-1 is then no measure of the network.
         input_shape: (1, C, H, W) where a file leaves sizes open. None takes an open batch for 1.
+        image_options: How images become inputs of a model that is from no run. What it leaves open is as
+            `edgeattn quantize` did it where that wrote the model's folder, else follows from the model (`image_guess`).
 
     Returns:
         JSON-ready: ``n``, ``fp32``, ``targets``, ``between``, ``top1_spread``, ``pair_saturation``, ``verdict``.
@@ -112,9 +116,15 @@ def parity_model(
     graph = Graph(base)
     (given, *_), outputs = graph.io_specs()
     shape, answers = given.shape, Answers.of(outputs)
-    found = load_parity_data(
-        load_run(model), data, shape, progress, limit, with_seen=with_seen, pixels=reads_pixels(graph)
-    )
+    run, prepared = load_run(model), None
+    if run is not None and image_options not in (None, ImageOptions()):
+        raise RecipeError(
+            f"{model} is a run, whose recipe says how images become inputs: leave out --normalization, --fit and --bgr."
+        )
+    if run is None and data is not None:
+        recorded = recorded_images(model if model.is_dir() else model.parent)
+        prepared = prepare_images(graph, data, image_options, recorded)
+    found = load_parity_data(run, data, shape, progress, limit, with_seen=with_seen, prepared=prepared)
     result: dict[str, Any] = {
         "schema_version": 1,
         "n": len(found.tensors),

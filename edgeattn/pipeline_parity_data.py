@@ -13,10 +13,11 @@ from pydantic import ValidationError
 
 from edgeattn.data import DataSplits, ImageSet, load_dataset, materialize
 from edgeattn.data.datasets import expand_path
+from edgeattn.data.model_input import ModelInput
 from edgeattn.data.spec import DataSpec, Preprocess
 from edgeattn.errors import ArtifactError, DataError
 from edgeattn.measure.preprocessing import InputFinding, compare_inputs
-from edgeattn.pipeline_tools import inputs_for, usual_preprocess
+from edgeattn.pipeline_images import inputs_for
 from edgeattn.progress import Progress
 from edgeattn.report import load_report
 
@@ -41,7 +42,7 @@ class ParityData:
 
     tensors: NDArray[np.float32]
     labels: NDArray[np.int64] | None
-    preprocess: Preprocess | None
+    preprocess: Preprocess | ModelInput | None
     left_out: int
     sets: tuple[ImageSet, ...]
     source: str
@@ -55,6 +56,7 @@ class ParityData:
             "left_out": self.left_out,
             "seen": self.seen,
             "preprocess": None if self.preprocess is None else self.preprocess.model_dump(mode="json"),
+            "prepared": self.preprocess.describe() if isinstance(self.preprocess, ModelInput) else None,
         }
 
     def compare_with(self, path: Path) -> InputFinding:
@@ -111,7 +113,7 @@ def load_parity_data(
     limit: int | None,
     *,
     with_seen: bool = False,
-    pixels: bool = False,
+    prepared: ModelInput | None = None,
 ) -> ParityData:
     """Load inputs of a model's shape.
 
@@ -123,7 +125,7 @@ def load_parity_data(
         progress: Hears how far decoding is.
         limit: Most images to use; unseen ones come first.
         with_seen: Take what the run learned from as well.
-        pixels: Whether a model that is from no run takes images as pixels of 0 to 255.
+        prepared: How images become inputs of a model that is from no run.
 
     Raises:
         DataError: If there are no such images.
@@ -134,7 +136,9 @@ def load_parity_data(
         tensors = inputs_for(data, shape, progress)[:limit]
         return ParityData(tensors, None, None, 0, (), data.name)
     own = _own_splits(run, data, progress)
-    preprocess = run.spec.preprocess if run is not None else usual_preprocess(shape, pixels=pixels)
+    preprocess = run.spec.preprocess if run is not None else prepared
+    if preprocess is None:
+        raise DataError("It is not said how images become inputs of this model: give them as an .npy file.")
     if own is not None:
         sets: tuple[ImageSet, ...] = (own.validation,)
         seen_sets: tuple[ImageSet, ...] = (own.train,)

@@ -14,9 +14,9 @@ from onnx import ModelProto
 
 from edgeattn.answers import Answers
 from edgeattn.artifact import OnnxArtifact
-from edgeattn.data import load_calibration
-from edgeattn.data.spec import Preprocess
-from edgeattn.errors import DataError, ModelError, RecipeError, TargetUnavailable
+from edgeattn.data.calibration import MIN_CALIBRATION_IMAGES, spread
+from edgeattn.data.model_input import ImageOptions
+from edgeattn.errors import RecipeError, TargetUnavailable
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
@@ -26,12 +26,12 @@ from edgeattn.measure import compare_engines, describe_environment, measure_late
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
+from edgeattn.pipeline_images import IMAGES, inputs_for, prepare_images
 from edgeattn.pipeline_layers import layer_results
 from edgeattn.pipeline_sensitivity import sensitivity_results
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
-from edgeattn.quant.pixel_input import preparing_nodes
 from edgeattn.quant.plan import Profile, QuantPlan
 from edgeattn.recipe import Accept
 from edgeattn.report import (
@@ -46,20 +46,15 @@ from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
 
 __all__ = [
     "bench_engines",
-    "inputs_for",
     "quantize_onnx",
-    "reads_pixels",
     "sensitivity_images",
     "reference_logits",
-    "usual_preprocess",
 ]
 
 _LARGEST_CALIBRATION = 256
 _SENSITIVITY_IMAGES = 8
 _SENSITIVITY_WORK = 8e9
 """Numbers that are computed for the sensitivity of a profile at most, about: each unit's turn computes the network again."""
-_PIXEL_SCALE = 1 / 32
-"""Between what maps pixels to a network's values (1/255 over a deviation of 0.2) and what merely normalizes these."""
 
 
 def quantize_onnx(
@@ -73,17 +68,17 @@ def quantize_onnx(
     strict: bool = False,
     progress: Progress | None = None,
     input_shape: Sequence[int] | None = None,
+    image_options: ImageOptions | None = None,
+    limit: int | None = None,
 ) -> Report:
     """Quantize a float32 ONNX network and build engines from it.
 
-    Agreement and SQNR are measured on the calibration data's second half, which the ranges never saw; agreement of
-    classifiers only.
+    Agreement and SQNR are measured on every other image of the calibration data, which the ranges never saw; agreement
+    of classifiers only.
 
     Args:
         model: ONNX file with one float32 NCHW image input of fixed size, batch 1. Its outputs may be of any shape.
-        calibration: A manifest, a folder of images, or an .npy file of float32 NCHW inputs. Images of a
-            folder are resized to the model's input and normalized with ImageNet's mean and std, or stay pixels of 0 to
-            255 where the model scales these itself.
+        calibration: A manifest, a folder of images, or an .npy file of float32 NCHW inputs.
         out: Folder for engines and report.
         targets: Names; empty means every target that builds here.
         config: How ranges follow from samples; None means the defaults.
@@ -92,9 +87,13 @@ def quantize_onnx(
             ``accept.int8_coverage_min``, or than every layer with weights where there is no bound.
         progress: Hears how far it is.
         input_shape: (1, C, H, W) where the model leaves sizes open. None takes an open batch for 1.
+        image_options: How images become inputs. What it leaves open follows from what the model does to its image first
+            (`image_guess`); where that tells nothing they are cropped and normalized as for ImageNet.
+        limit: Use at most so many images, spread evenly.
 
     Raises:
         MissingExtraError: If torch is absent.
+        RecipeError: If `image_options` does not fit the model.
         ModelError: If the file is not such a model.
         DataError: If the calibration data cannot be used with it.
     """
@@ -111,11 +110,18 @@ def quantize_onnx(
     float_model = load_float_onnx(model, input_shape)
     graph = Graph(float_model)
     shape = graph.io_specs()[0][0].shape
-    pixels = reads_pixels(graph)
-    tensors = inputs_for(Path(calibration), shape, progress, pixels=pixels)
-    half = max(16, len(tensors) // 2) if len(tensors) >= 32 else len(tensors)
-    images, held_out = tensors[:half], tensors[half:] if half < len(tensors) else tensors
-    config, batches = config or PtqConfig(), [image[None] for image in images[:_LARGEST_CALIBRATION]]
+    data = Path(calibration)
+    prepared = prepare_images(graph, data, image_options)
+    if prepared is not None:
+        progress.note(f"images: {prepared.describe()}")
+    tensors = inputs_for(data, shape, progress, prepared, limit)
+    # Every other one: folders are sorted, by class or by time, and either half would be a part of the world.
+    shares = len(tensors) >= 2 * MIN_CALIBRATION_IMAGES
+    images, held_out = (tensors[::2], tensors[1::2]) if shares else (tensors, tensors)
+    config, batches = (
+        config or PtqConfig(),
+        [images[place][None] for place in spread(len(images), _LARGEST_CALIBRATION)],
+    )
     weigh_outputs(float_model, batches)
     in_pixels = pixel_model(float_model, batches) if config.pixels else None
     planned = in_pixels or float_model
@@ -171,7 +177,7 @@ def quantize_onnx(
             "model": model.name,
             "calibration": str(calibration),
             "input_shape": list(shape),
-            "images": "pixels, 0 to 255" if pixels else "normalized as for ImageNet",
+            IMAGES: None if prepared is None else prepared.model_dump(mode="json"),
         },
         fingerprint=fp32.sha256,
         environment=describe_environment(),
@@ -179,8 +185,8 @@ def quantize_onnx(
         fp32=Fp32Result(n=len(held_out)),
         quant={
             "method": plan.method,
-            "calibration_images": len(images),
-            "held_out_images": len(held_out) if half < len(tensors) else 0,
+            "calibration_images": len(batches),
+            "held_out_images": len(held_out) if shares else 0,
             "ladder": [step.model_dump() for step in plan.ladder],
             "provenance": dict(plan.provenance),
         },
@@ -250,64 +256,6 @@ def bench_engines(
     with opener() as session:
         latency = measure_latency(session, feeds, plan)
     return {"target": target, "baseline": name, "latencies": {name: latency.to_json()}, "ratios": {}}
-
-
-def reads_pixels(graph: Graph) -> bool:
-    """Return whether a model scales its image down by itself, as by 1/255: it wants pixels of 0 to 255.
-
-    Args:
-        graph: Float or quantized, with one input.
-    """
-    scale = 1.0
-    for node in preparing_nodes(graph):
-        constants = [graph.constants[item] for item in node.input if item in graph.constants]
-        if node.op_type in ("Mul", "Div") and constants:
-            size = np.abs(constants[0].astype(np.float64))
-            scale *= float(size.max()) if node.op_type == "Mul" else 1.0 / max(float(size.min()), 1e-9)
-    return scale < _PIXEL_SCALE
-
-
-def inputs_for(
-    source: Path, shape: tuple[int, ...], progress: Progress, *, pixels: bool = False
-) -> NDArray[np.float32]:
-    """Load inputs of a model's shape (1, C, H, W); images become what `usual_preprocess` says."""
-    preprocess = None if source.suffix.lower() == ".npy" else usual_preprocess(shape, pixels=pixels)
-    found = load_calibration(
-        source,
-        None,
-        preprocess,
-        progress=lambda done, total: progress.update("decode", done, total),
-    )
-    if found.tensors.shape[1:] != tuple(shape[1:]):
-        raise DataError(
-            f"{source} holds inputs of shape {found.tensors.shape[1:]}, but the model takes {tuple(shape[1:])}."
-        )
-    return found.tensors
-
-
-def usual_preprocess(shape: tuple[int, ...], *, pixels: bool = False) -> Preprocess:
-    """Return how images become a model's input (1, 3, size, size): ImageNet's way, in proportion to its size.
-
-    Args:
-        shape: Of the input.
-        pixels: Leave pixels as they are, 0 to 255.
-
-    Raises:
-        ModelError: If the input has another shape.
-    """
-    if len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
-        channels_last = len(shape) == 4 and shape[1] == shape[2] and shape[3] == 3
-        way = (
-            "Export the model channels first"
-            if channels_last
-            else f"Give its inputs as an .npy file of float32, shape (images, {', '.join(map(str, shape[1:]))})"
-        )
-        raise ModelError(
-            f"The model's input has shape {shape}, which images do not fit: expected (1, 3, size, size). {way}."
-        )
-    chosen = Preprocess(size=shape[2], resize=round(shape[2] * 256 / 224))
-    as_they_are = {"mean": (0.0, 0.0, 0.0), "std": (1 / 255, 1 / 255, 1 / 255)}
-    return chosen.model_copy(update=as_they_are) if pixels else chosen
 
 
 def reference_logits(

@@ -20,6 +20,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edgeattn.data.datasets import expand_path, list_images, load_dataset
 from edgeattn.data.image_set import DataSplits, FileSource, ImageSet
+from edgeattn.data.model_input import ModelInput
 from edgeattn.data.pixels import Progress, materialize
 from edgeattn.data.spec import DataSpec, Preprocess
 from edgeattn.data.splits import select_balanced
@@ -31,6 +32,7 @@ __all__ = [
     "CalibrationSet",
     "load_calibration",
     "load_manifest",
+    "spread",
     "select_calibration_images",
 ]
 
@@ -172,9 +174,10 @@ def load_manifest(path: Path) -> CalibrationManifest:
 def load_calibration(
     source: Path | CalibrationManifest,
     data: DataSplits | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess | ModelInput | None = None,
     base_dir: Path | None = None,
     *,
+    limit: int | None = None,
     progress: Progress | None = None,
 ) -> CalibrationSet:
     """Load calibration images as network inputs.
@@ -186,6 +189,8 @@ def load_calibration(
             images must not be among those of ``data.validation``.
         preprocess: The network's; needed for everything but an ``.npy`` file.
         base_dir: Folder that a relative root starts from; by default the manifest file's.
+        limit: Take at most so many of a folder's or an array's images, spread evenly over it. A manifest says its
+            number by itself.
         progress: Called with (done, total) while decoding.
 
     Raises:
@@ -196,9 +201,9 @@ def load_calibration(
         return _from_manifest(source, data, _needed(preprocess), base_dir or Path(), progress)
     suffix = source.suffix.lower()
     if source.is_dir():
-        return _from_folder(source, _needed(preprocess), progress)
+        return _from_folder(source, _needed(preprocess), limit, progress)
     if suffix == ".npy":
-        return _from_npy(source)
+        return _from_npy(source, limit)
     if suffix in (".yaml", ".yml"):
         manifest = load_manifest(source)
         return _from_manifest(manifest, data, _needed(preprocess), base_dir or source.parent, progress)
@@ -271,7 +276,7 @@ def _check_disjoint(manifest: CalibrationManifest, chosen: ImageSet, measured: I
         )
 
 
-def _needed(preprocess: Preprocess | None) -> Preprocess:
+def _needed(preprocess: Preprocess | ModelInput | None) -> Preprocess | ModelInput:
     if preprocess is None:
         raise DataError(
             "Calibration images need the network's preprocessing (size, mean, std). Give it, or give an "
@@ -283,7 +288,7 @@ def _needed(preprocess: Preprocess | None) -> Preprocess:
 def _from_manifest(
     manifest: CalibrationManifest,
     data: DataSplits | None,
-    preprocess: Preprocess,
+    preprocess: Preprocess | ModelInput,
     base_dir: Path,
     progress: Progress | None,
 ) -> CalibrationSet:
@@ -292,18 +297,21 @@ def _from_manifest(
     return CalibrationSet(manifest.name, tensors, images.ids, manifest)
 
 
-def _from_folder(folder: Path, preprocess: Preprocess, progress: Progress | None) -> CalibrationSet:
+def _from_folder(
+    folder: Path, preprocess: Preprocess | ModelInput, limit: int | None, progress: Progress | None
+) -> CalibrationSet:
     folder = expand_path(folder, Path())
     paths = list_images(folder, folder)
     for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()):
         paths += list_images(inner, folder)
+    paths = [paths[index] for index in spread(len(paths), limit)]
     _check_count(len(paths), f"Folder {folder}")
     ids = [path.relative_to(folder).as_posix() for path in paths]
     images = ImageSet(FileSource(tuple(paths)), ids, [0] * len(paths))
     return CalibrationSet(folder.name, materialize(images, preprocess, progress=progress), images.ids)
 
 
-def _from_npy(path: Path) -> CalibrationSet:
+def _from_npy(path: Path, limit: int | None) -> CalibrationSet:
     try:
         # Mapped, so that a header that promises more than the file holds allocates nothing; and not
         # by numpy.load, which also opens zip archives and pickles.
@@ -319,19 +327,27 @@ def _from_npy(path: Path) -> CalibrationSet:
             f"Calibration array {path} must be float32 of shape (count, channels, height, width), got "
             f"{mapped.dtype} {mapped.shape}. Convert it with astype('float32')."
         )
-    _check_count(len(mapped), f"Calibration array {path}")
-    tensors = np.array(mapped, dtype=np.float32, order="C")
+    chosen = spread(len(mapped), limit)
+    _check_count(len(chosen), f"Calibration array {path}")
+    tensors = np.array(mapped if len(chosen) == len(mapped) else mapped[chosen], dtype=np.float32, order="C")
     if not tensors.size or not np.isfinite(tensors).all():
         raise DataError(
             f"Calibration array {path} is empty or holds values that are not finite (NaN or infinity). "
             "Write real network inputs."
         )
-    return CalibrationSet(path.stem, tensors, tuple(str(index) for index in range(len(tensors))))
+    return CalibrationSet(path.stem, tensors, tuple(map(str, chosen)))
+
+
+def spread(count: int, limit: int | None) -> list[int]:
+    """Return at most `limit` of `count` places, in order, evenly spread with both ends; None takes all."""
+    if limit is None or limit >= count:
+        return list(range(count))
+    return [int(place) for place in np.linspace(0, count - 1, limit).round()]
 
 
 def _check_count(count: int, what: str) -> None:
     if not MIN_CALIBRATION_IMAGES <= count <= _MOST_CALIBRATION_IMAGES:
         raise DataError(
             f"{what} holds {count} images; calibration needs from {MIN_CALIBRATION_IMAGES} to "
-            f"{_MOST_CALIBRATION_IMAGES}. Around 200 varied ones are a good choice."
+            f"{_MOST_CALIBRATION_IMAGES}. Around 200 varied ones are a good choice; a limit takes so many of them."
         )

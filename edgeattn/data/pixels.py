@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from edgeattn.artifact import atomic_write
 from edgeattn.data.image_set import ImageSet, bad_images_error
-from edgeattn.data.preprocess import normalize_pixels, resize_and_crop
+from edgeattn.data.model_input import ModelInput
+from edgeattn.data.preprocess import frame_of, normalize_pixels, resize_and_crop
 from edgeattn.data.spec import Augmentation, Preprocess
 from edgeattn.errors import DataError
 
@@ -21,7 +22,8 @@ __all__ = ["iterate_batches", "load_pixels", "materialize", "training_geometry"]
 Progress = Callable[[int, int], None]
 
 _CACHE_VERSION = 1
-_MOST_IN_MEMORY_BYTES = 8 << 30
+_MOST_IN_MEMORY = 8 << 30
+"""Numbers of all images together."""
 _MOST_BAD_IMAGES = 100
 # Room around the evaluated size, so that random crops and turns are cut from real pixels.
 _TRAINING_MARGIN = 1.15
@@ -47,7 +49,7 @@ def training_geometry(preprocess: Preprocess, augmentation: Augmentation) -> Pre
 
 def load_pixels(
     images: ImageSet,
-    preprocess: Preprocess,
+    preprocess: Preprocess | ModelInput,
     *,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -56,26 +58,21 @@ def load_pixels(
 
     Args:
         images: The set.
-        preprocess: `size`, `resize` and `interpolation` are used.
+        preprocess: Its geometry and its order of channels are used.
         cache_dir: Folder for the result; the file's name is a fingerprint of the images' content and
             the geometry. None keeps it in memory only.
         progress: Called with (done, total) while decoding.
 
     Returns:
-        uint8 of shape (count, size, size, 3); read-only and mapped from disk when cached.
+        uint8 of shape (count, height, width, channels); read-only and mapped from disk when cached.
 
     Raises:
         DataError: If images cannot be used (how many, and the first few), or would not fit memory.
         ArtifactError: If the cache cannot be written.
     """
-    shape = (len(images), preprocess.size, preprocess.size, 3)
+    shape = (len(images), *frame_of(preprocess))
     if cache_dir is None:
-        size_bytes = int(np.prod(shape, dtype=np.int64))
-        if size_bytes > _MOST_IN_MEMORY_BYTES:
-            raise DataError(
-                f"{len(images)} images of {preprocess.size} x {preprocess.size} need {size_bytes / 1e9:.1f} GB "
-                "of memory. Give a cache folder, or a smaller preprocess.size."
-            )
+        _check_memory(shape, 1)
         pixels = np.empty(shape, dtype=np.uint8)
         for index, image in enumerate(_decode(images, preprocess, progress)):
             pixels[index] = image
@@ -100,7 +97,7 @@ def load_pixels(
 
 def materialize(
     images: ImageSet,
-    preprocess: Preprocess,
+    preprocess: Preprocess | ModelInput,
     *,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -108,14 +105,24 @@ def materialize(
     """Return every image as a network input.
 
     Returns:
-        float32 of shape (count, 3, size, size), bit-equal to `preprocess_image` of each image.
+        float32 of shape (count, channels, height, width), bit-equal to `preprocess_image` of each image.
 
     Raises:
-        DataError: If images cannot be used: how many, and the first few.
+        DataError: If images cannot be used (how many, and the first few), or would not fit memory.
     """
-    return normalize_pixels(
-        load_pixels(images, preprocess, cache_dir=cache_dir, progress=progress), preprocess
-    )
+    height, width, channels = frame_of(preprocess)
+    shape = (len(images), channels, height, width)
+    _check_memory(shape, 4)
+    ready: Iterable[NDArray[np.uint8]]
+    if cache_dir is None:
+        ready = _decode(images, preprocess, progress)
+    else:
+        ready = load_pixels(images, preprocess, cache_dir=cache_dir, progress=progress)
+    # One by one: what happens on the way to float32 needs several times the memory of the result.
+    tensors = np.empty(shape, np.float32)
+    for index, image in enumerate(ready):
+        tensors[index] = normalize_pixels(image, preprocess)
+    return tensors
 
 
 def iterate_batches(
@@ -135,7 +142,7 @@ def iterate_batches(
 
 
 def _decode(
-    images: ImageSet, preprocess: Preprocess, progress: Progress | None
+    images: ImageSet, preprocess: Preprocess | ModelInput, progress: Progress | None
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield each image at its final size; bad ones are collected and reported together."""
     bad: list[DataError] = []
@@ -155,15 +162,24 @@ def _decode(
         raise bad_images_error(bad, len(images))
 
 
-def _fit(image: NDArray[np.uint8], name: str, preprocess: Preprocess) -> NDArray[np.uint8]:
+def _fit(image: NDArray[np.uint8], name: str, preprocess: Preprocess | ModelInput) -> NDArray[np.uint8]:
     try:
         return resize_and_crop(image, preprocess)
     except DataError as exc:
         raise DataError(f"{name}: {exc}") from exc
 
 
-def _cache_key(images: ImageSet, preprocess: Preprocess) -> str:
-    geometry = preprocess.model_dump(mode="json", include={"size", "resize", "interpolation"})
+def _check_memory(shape: tuple[int, ...], bytes_each: int) -> None:
+    count = int(np.prod(shape, dtype=np.int64))
+    if count > _MOST_IN_MEMORY:
+        raise DataError(
+            f"{shape[0]} images as an array of shape {shape} need {count * bytes_each / 1e9:.1f} GB of memory. "
+            "Take fewer or smaller ones, or give a cache folder."
+        )
+
+
+def _cache_key(images: ImageSet, preprocess: Preprocess | ModelInput) -> str:
+    geometry = preprocess.model_dump(mode="json", exclude={"mean", "std"})
     text = json.dumps([_CACHE_VERSION, images.fingerprint, geometry])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 

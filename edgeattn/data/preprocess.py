@@ -14,19 +14,29 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeattn.data.images import MAX_IMAGE_PIXELS
+from edgeattn.data.model_input import ModelInput
 from edgeattn.data.spec import Preprocess
 from edgeattn.errors import DataError
 
-__all__ = ["normalize_pixels", "preprocess_image", "resize_and_crop", "resized_size"]
+__all__ = [
+    "frame_of",
+    "normalize_pixels",
+    "place_in_frame",
+    "preprocess_image",
+    "resize_and_crop",
+    "resized_size",
+]
 
 _RESAMPLING = {
     "bilinear": Image.Resampling.BILINEAR,
     "bicubic": Image.Resampling.BICUBIC,
     "nearest": Image.Resampling.NEAREST,
 }
+_BORDER = 114
+"""Grey of letterboxes, as YOLO's trainers use it."""
 
 
-def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
+def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preprocess | ModelInput) -> NDArray[np.float32]:
     """Turn one decoded image into a network input.
 
     Args:
@@ -34,7 +44,7 @@ def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[
         preprocess: What to do.
 
     Returns:
-        Contiguous float32 of shape (3, size, size).
+        Contiguous float32 of shape (channels, height, width).
 
     Raises:
         DataError: If `rgb` is not 8-bit RGB, or is so elongated that resizing it would not fit memory.
@@ -42,28 +52,50 @@ def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[
     return normalize_pixels(resize_and_crop(rgb, preprocess), preprocess)
 
 
-def resized_size(width: int, height: int, preprocess: Preprocess) -> tuple[int, int]:
-    """Return (width, height) after resizing and before cropping.
+def frame_of(preprocess: Preprocess | ModelInput) -> tuple[int, int, int]:
+    """Return (height, width, channels) of an image that is ready to be normalized."""
+    if isinstance(preprocess, ModelInput):
+        return preprocess.height, preprocess.width, preprocess.depth
+    return preprocess.size, preprocess.size, 3
 
-    The short side becomes `preprocess.resize`; the long side is rounded down, as torchvision does.
+
+def resized_size(width: int, height: int, preprocess: Preprocess | ModelInput) -> tuple[int, int]:
+    """Return (width, height) after resizing and before cropping or bordering.
+
+    The side that decides becomes exactly what it must; the other is rounded down, as torchvision does.
     """
-    if preprocess.resize is None:
-        return preprocess.size, preprocess.size
-    short = preprocess.resize
-    if width <= height:
-        return short, max(short, short * height // width)
-    return max(short, short * width // height), short
+    if isinstance(preprocess, Preprocess):
+        if preprocess.resize is None:
+            return preprocess.size, preprocess.size
+        return _scaled(width, height, preprocess.resize, preprocess.resize, covers=True)
+    frame = (preprocess.width, preprocess.height)
+    if preprocess.fit == "stretch":
+        return frame
+    if preprocess.fit == "letterbox":
+        return _scaled(width, height, *frame, covers=False)
+    covering = (round(side / preprocess.crop_pct) for side in frame)
+    return _scaled(width, height, *covering, covers=True)
 
 
-def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.uint8]:
-    """Resize with Pillow's antialiased filters and crop around the centre, on 8-bit pixels.
+def _scaled(width: int, height: int, wide: int, high: int, *, covers: bool) -> tuple[int, int]:
+    """Return the size in proportion that just covers, or just fits into, a frame."""
+    by_width = (width * high <= height * wide) == covers
+    if by_width:
+        other = wide * height // width
+        return wide, max(high, other) if covers else max(1, other)
+    other = high * width // height
+    return (max(wide, other) if covers else max(1, other)), high
+
+
+def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preprocess | ModelInput) -> NDArray[np.uint8]:
+    """Resize with Pillow's antialiased filters, and crop around the centre or add borders, on 8-bit pixels.
 
     Args:
         rgb: Pixels of shape (height, width, 3).
-        preprocess: `size`, `resize` and `interpolation` are used.
+        preprocess: Its geometry is used, and its order of channels.
 
     Returns:
-        Contiguous uint8 of shape (size, size, 3).
+        Contiguous uint8 of shape `frame_of(preprocess)`.
 
     Raises:
         DataError: If `rgb` is not 8-bit RGB, or is so elongated that resizing it would not fit memory.
@@ -78,8 +110,8 @@ def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[n
     # The larger of what the two steps of the resize make.
     if new_width * max(height, new_height) > MAX_IMAGE_PIXELS:
         raise DataError(
-            f"An image of {width} x {height} pixels would become {new_width} x {new_height} with "
-            f"resize: {preprocess.resize}. It is too elongated; crop it, or set resize to null."
+            f"An image of {width} x {height} pixels would become {new_width} x {new_height} when its short side is "
+            "resized. It is too elongated; crop it, or have images squashed (a recipe's resize: null) or stretched."
         )
     image = Image.fromarray(np.ascontiguousarray(rgb))
     # One axis at a time, always the horizontal one first, as every Pillow before 13 does it. Pillow 13
@@ -88,24 +120,54 @@ def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[n
     for step in ((new_width, height), (new_width, new_height)):
         if step != image.size:
             image = image.resize(step, _RESAMPLING[preprocess.interpolation])
-    size = preprocess.size
+    return place_in_frame(np.array(image, dtype=np.uint8), preprocess)
+
+
+def place_in_frame(
+    pixels: NDArray[np.uint8], preprocess: Preprocess | ModelInput, *, down: int = 0, right: int = 0
+) -> NDArray[np.uint8]:
+    """Crop a resized image around its centre, or add borders, and bring its channels into order.
+
+    Args:
+        pixels: RGB of shape (height, width, 3).
+        preprocess: The frame, and the order of channels.
+        down: Pixels that a crop lies below the centre.
+        right: Pixels that it lies to its right.
+
+    Returns:
+        Contiguous uint8 of shape `frame_of(preprocess)`.
+    """
+    height, width, _ = frame_of(preprocess)
     # Half-way offsets round to even, as torchvision's CenterCrop does.
-    left = round((new_width - size) / 2)
-    top = round((new_height - size) / 2)
-    if (new_width, new_height) != (size, size):
-        image = image.crop((left, top, left + size, top + size))
-    return np.array(image, dtype=np.uint8)
+    left = round((pixels.shape[1] - width) / 2) + right
+    top = round((pixels.shape[0] - height) / 2) + down
+    image = Image.fromarray(pixels)
+    if pixels.shape[1] < width or pixels.shape[0] < height:
+        bordered = Image.new("RGB", (width, height), (_BORDER,) * 3)
+        bordered.paste(image, (-left, -top))
+        image = bordered
+    elif (left, top, *image.size) != (0, 0, width, height):
+        image = image.crop((left, top, left + width, top + height))
+    return _in_order(image, preprocess)
 
 
-def normalize_pixels(pixels: NDArray[np.uint8], preprocess: Preprocess) -> NDArray[np.float32]:
+def _in_order(image: Image.Image, preprocess: Preprocess | ModelInput) -> NDArray[np.uint8]:
+    channels = preprocess.channels if isinstance(preprocess, ModelInput) else "rgb"
+    if channels == "gray":
+        return np.array(image.convert("L"), dtype=np.uint8)[..., None]
+    pixels = np.array(image, dtype=np.uint8)
+    return np.ascontiguousarray(pixels[..., ::-1]) if channels == "bgr" else pixels
+
+
+def normalize_pixels(pixels: NDArray[np.uint8], preprocess: Preprocess | ModelInput) -> NDArray[np.float32]:
     """Scale 8-bit pixels to [0, 1], subtract the mean and divide by the deviation, in float32.
 
     Args:
-        pixels: Shape (..., height, width, 3).
+        pixels: Shape (..., height, width, channels).
         preprocess: `mean` and `std` are used.
 
     Returns:
-        Contiguous float32 of shape (..., 3, height, width).
+        Contiguous float32 of shape (..., channels, height, width).
     """
     mean = np.asarray(preprocess.mean, dtype=np.float32)
     std = np.asarray(preprocess.std, dtype=np.float32)

@@ -10,7 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeattn.data.preprocess import normalize_pixels, resize_and_crop, resized_size
+from edgeattn.data.model_input import ModelInput
+from edgeattn.data.preprocess import (
+    normalize_pixels,
+    place_in_frame,
+    resize_and_crop,
+    resized_size,
+)
 from edgeattn.data.spec import Preprocess
 from edgeattn.errors import DataError
 
@@ -48,14 +54,14 @@ class InputFinding:
 
 
 def compare_inputs(
-    images: Sequence[Pixels], preprocess: Preprocess, got: NDArray[np.float32]
+    images: Sequence[Pixels], preprocess: Preprocess | ModelInput, got: NDArray[np.float32]
 ) -> InputFinding:
     """Compare inputs that something else made of decoded images with what `preprocess` gives.
 
     Args:
         images: Decoded RGB, (height, width, 3) each.
         preprocess: The network's.
-        got: (N, 3, size, size) float32, in the same order.
+        got: (N, channels, height, width) float32, in the same order.
 
     Raises:
         DataError: If the shapes do not fit.
@@ -94,48 +100,71 @@ def compare_inputs(
 
 
 def _candidates(
-    images: Sequence[Pixels], preprocess: Preprocess, expected: NDArray[np.float32]
+    images: Sequence[Pixels], preprocess: Preprocess | ModelInput, expected: NDArray[np.float32]
 ) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
-    yield "channel-order", "BGR for RGB, swapped behind the normalization", expected[:, ::-1]
-    swapped = [np.ascontiguousarray(image[..., ::-1]) for image in images]
-    yield "channel-order", "BGR for RGB", _all(swapped, preprocess)
+    if expected.shape[1] == 3:
+        other = "RGB for BGR" if getattr(preprocess, "channels", "rgb") == "bgr" else "BGR for RGB"
+        yield "channel-order", f"{other}, swapped behind the normalization", expected[:, ::-1]
+        swapped = [np.ascontiguousarray(image[..., ::-1]) for image in images]
+        yield "channel-order", other, _all(swapped, preprocess)
     for name in ("nearest", "bilinear", "bicubic"):
         if name != preprocess.interpolation:
             text = f"resizing with {name} for {preprocess.interpolation}"
             yield "resize", text, _all(images, preprocess.model_copy(update={"interpolation": name}))
     pixels = np.stack([_plain_bilinear(image, preprocess) for image in images])
     yield "resize", "resizing with bilinear without antialiasing", normalize_pixels(pixels, preprocess)
-    if preprocess.resize is not None:
-        squashed = preprocess.model_copy(update={"resize": None})
-        yield "resize", "squashing to a square instead of cropping", _all(images, squashed)
-        if preprocess.resize != preprocess.size:
-            whole = preprocess.model_copy(update={"resize": preprocess.size})
-            yield (
-                "resize",
-                f"resizing the short side to {preprocess.size}, not {preprocess.resize}",
-                _all(images, whole),
-            )
-    else:
-        cropped = preprocess.model_copy(update={"resize": preprocess.size})
-        yield "resize", "cropping instead of squashing to a square", _all(images, cropped)
-    if preprocess.resize is not None and preprocess.resize > preprocess.size:
+    for text, changed in _other_geometries(preprocess):
+        yield "resize", text, _all(images, changed)
+    if _has_margin(preprocess):
         for down, right in ((0, 1), (1, 0), (1, 1), (0, -1), (-1, 0), (-1, -1)):
             text = f"cropping {down:+d} pixels down and {right:+d} to the right"
             moved = np.stack([_shifted(image, preprocess, down, right) for image in images])
             yield "crop", text, normalize_pixels(moved, preprocess)
 
 
-def _all(images: Sequence[Pixels], preprocess: Preprocess) -> NDArray[np.float32]:
+def _has_margin(preprocess: Preprocess | ModelInput) -> bool:
+    """Whether crops leave something of the image on every side."""
+    if isinstance(preprocess, ModelInput):
+        return preprocess.fit == "crop" and preprocess.crop_pct < 1
+    return preprocess.resize is not None and preprocess.resize > preprocess.size
+
+
+def _other_geometries(
+    preprocess: Preprocess | ModelInput,
+) -> Iterator[tuple[str, Preprocess | ModelInput]]:
+    if isinstance(preprocess, ModelInput):
+        names = {"crop": "cropping", "stretch": "stretching", "letterbox": "letterboxing"}
+        for fit, doing in names.items():
+            if fit != preprocess.fit:
+                yield (
+                    f"{doing} instead of {names[preprocess.fit]}",
+                    preprocess.model_copy(update={"fit": fit}),
+                )
+        if preprocess.fit != "stretch":
+            yield (
+                "cropping without a margin",
+                preprocess.model_copy(update={"fit": "crop", "crop_pct": 1.0}),
+            )
+    elif preprocess.resize is None:
+        cropped = preprocess.model_copy(update={"resize": preprocess.size})
+        yield "cropping instead of squashing to a square", cropped
+    else:
+        squashed = preprocess.model_copy(update={"resize": None})
+        yield "squashing to a square instead of cropping", squashed
+        if preprocess.resize != preprocess.size:
+            whole = preprocess.model_copy(update={"resize": preprocess.size})
+            yield f"resizing the short side to {preprocess.size}, not {preprocess.resize}", whole
+
+
+def _all(images: Sequence[Pixels], preprocess: Preprocess | ModelInput) -> NDArray[np.float32]:
     return np.stack([normalize_pixels(resize_and_crop(image, preprocess), preprocess) for image in images])
 
 
-def _plain_bilinear(image: Pixels, preprocess: Preprocess) -> Pixels:
+def _plain_bilinear(image: Pixels, preprocess: Preprocess | ModelInput) -> Pixels:
     """Sample four neighbours, as OpenCV and graphics units do, whatever the scale."""
     width, height = resized_size(image.shape[1], image.shape[0], preprocess)
-    size = preprocess.size
-    left, top = round((width - size) / 2), round((height - size) / 2)
-    x = (np.arange(left, left + size) + 0.5) * image.shape[1] / width - 0.5
-    y = (np.arange(top, top + size) + 0.5) * image.shape[0] / height - 0.5
+    x = (np.arange(width) + 0.5) * image.shape[1] / width - 0.5
+    y = (np.arange(height) + 0.5) * image.shape[0] / height - 0.5
     columns = np.clip(np.floor(x).astype(int), 0, image.shape[1] - 1)
     rows = np.clip(np.floor(y).astype(int), 0, image.shape[0] - 1)
     next_column = np.minimum(columns + 1, image.shape[1] - 1)
@@ -145,16 +174,14 @@ def _plain_bilinear(image: Pixels, preprocess: Preprocess) -> Pixels:
     upper = source[rows][:, columns] * (1 - fx) + source[rows][:, next_column] * fx
     lower = source[next_row][:, columns] * (1 - fx) + source[next_row][:, next_column] * fx
     pixels: Pixels = np.rint(upper * (1 - fy) + lower * fy).astype(np.uint8)
-    return pixels
+    return place_in_frame(pixels, preprocess)
 
 
-def _shifted(image: Pixels, preprocess: Preprocess, down: int, right: int) -> Pixels:
-    width, height = resized_size(image.shape[1], image.shape[0], preprocess)
+def _shifted(image: Pixels, preprocess: Preprocess | ModelInput, down: int, right: int) -> Pixels:
+    size = resized_size(image.shape[1], image.shape[0], preprocess)
     kind = getattr(Image.Resampling, preprocess.interpolation.upper())
-    whole = Image.fromarray(np.ascontiguousarray(image)).resize((width, height), kind)
-    size = preprocess.size
-    left, top = round((width - size) / 2) + right, round((height - size) / 2) + down
-    return np.array(whole.crop((left, top, left + size, top + size)), dtype=np.uint8)
+    whole = np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, kind))
+    return place_in_frame(whole, preprocess, down=down, right=right)
 
 
 def _fit(expected: NDArray[np.float32], got: NDArray[np.float32]) -> str | None:

@@ -96,7 +96,7 @@ def test_an_elongated_image_is_named() -> None:
 
 def test_more_than_the_memory_is_refused_before_decoding() -> None:
     one = np.broadcast_to(np.zeros((1, 8, 8, 3), np.uint8), (60_000, 8, 8, 3))
-    with pytest.raises(DataError, match=r"need 9\.0 GB of memory. Give a cache folder"):
+    with pytest.raises(DataError, match=r"need 9\.0 GB of memory. Take fewer"):
         load_pixels(ImageSet.from_array(one, np.zeros(60_000, int)), Preprocess(size=224))
 
 

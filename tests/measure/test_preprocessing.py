@@ -9,6 +9,7 @@ import pytest
 from numpy.typing import NDArray
 
 from edgeattn.data import ImageSet, Preprocess, load_image, materialize, preprocess_image
+from edgeattn.data.model_input import ModelInput
 from edgeattn.errors import DataError
 from edgeattn.measure.preprocessing import compare_inputs
 
@@ -54,6 +55,27 @@ def test_the_difference_is_named(case: str) -> None:
     )
     assert found.cause == wanted, found.evidence
     assert found.is_error == (case != "equal")
+
+
+FRAME = ModelInput(height=48, width=80)
+OTHER_FRAMES = {
+    "equal": {},
+    "channel-order": {"channels": "bgr"},
+    "resize: stretching instead of cropping": {"fit": "stretch"},
+    "resize: letterboxing instead of cropping": {"fit": "letterbox"},
+    "resize: cropping without a margin": {"crop_pct": 1.0},
+    "normalization": {"mean": (0.0,), "std": (1.0,)},
+}
+
+
+@pytest.mark.parametrize("case", OTHER_FRAMES)
+def test_the_difference_is_named_in_any_frame(case: str) -> None:
+    images, changed = drawn(), FRAME.model_copy(update=OTHER_FRAMES[case])
+    got = np.stack([preprocess_image(image, changed) for image in images])
+    found = compare_inputs(images, FRAME, got)
+    cause, _, text = case.partition(": ")
+    assert found.cause == cause, found.evidence
+    assert text in found.evidence
 
 
 def test_a_crop_one_pixel_off_is_named() -> None:

@@ -8,8 +8,10 @@ import numpy as np
 import onnx
 import pytest
 from onnx import ModelProto, TensorProto, helper
+from PIL import Image
 from quant_networks import SIZE, Builder, pictures
 
+from edgeattn.data.model_input import ImageOptions
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline import parity_model, quantize_onnx
 from edgeattn.pipeline_tools import sensitivity_images
@@ -89,6 +91,39 @@ def test_engines_agree_and_parity_judges_their_layers(run: tuple[Path, Report]) 
     assert found["verdict"]["passed"], found["verdict"]["reasons"]
     assert {reason["metric"] for reason in found["verdict"]["reasons"]} == {"sqnr_db", "over_one_share"}
     assert found["between"]["reference/ort-cpu"]["sqnr_db"] > 25
+
+
+def test_parity_makes_inputs_of_photographs_as_quantize_did(tmp_path: Path) -> None:
+    onnx.save(detector(open_sizes=True), str(tmp_path / "detector.onnx"))
+    photographs = tmp_path / "photographs"
+    photographs.mkdir()
+    for index in range(16):
+        pixels = np.random.default_rng(index).integers(0, 256, (30 + index, 40, 3), dtype=np.uint8)
+        Image.fromarray(pixels).save(photographs / f"{index:02}.png")
+    report = quantize_onnx(
+        tmp_path / "detector.onnx",
+        photographs,
+        tmp_path / "out",
+        targets=["ort-cpu"],
+        config=QUICK.model_copy(update={"tuning_steps": 0}),
+        input_shape=(1, 3, 16, 24),
+        image_options=ImageOptions("unit", "letterbox", bgr=True),
+    )
+    prepared = report.recipe["images"]
+    assert isinstance(prepared, dict)
+    assert {key: prepared[key] for key in ("height", "width", "channels", "fit")} == {
+        "height": 16,
+        "width": 24,
+        "channels": "bgr",
+        "fit": "letterbox",
+    }
+    for model in (tmp_path / "out", tmp_path / "out" / "model.u8.onnx"):
+        found = parity_model(model, ["ort-cpu"], photographs, layer_images=0)
+        assert found["data"]["preprocess"] == prepared
+    changed = parity_model(
+        tmp_path / "out", ["ort-cpu"], photographs, layer_images=0, image_options=ImageOptions(fit="stretch")
+    )
+    assert changed["data"]["preprocess"] == {**prepared, "fit": "stretch"}
 
 
 def test_float_engines_are_judged_by_their_outputs(run: tuple[Path, Report]) -> None:
