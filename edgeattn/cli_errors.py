@@ -19,6 +19,8 @@ P = ParamSpec("P")
 R = TypeVar("R")
 
 _INTERRUPTED = 130
+_RESUMED = frozenset({"catalogue", "quantize", "run", "study"})
+"""Commands that go on from what an earlier call finished."""
 _debug = False
 
 
@@ -45,7 +47,8 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            code = _complain("interrupted; run the same command again to resume", _INTERRUPTED)
+            resumes = "; run the same command again to resume" if command.__name__ in _RESUMED else ""
+            code = _complain(f"interrupted{resumes}", _INTERRUPTED)
         except BrokenPipeError:
             # The reader (head, say) has what it wanted. Python would complain again at its exit.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 from edgeattn.errors import RecipeError
 from edgeattn.extras import require
 from edgeattn.lower.preferences import preferred_forms
+from edgeattn.pipeline_bench import bench_engines
 from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_parity import parity_model
-from edgeattn.pipeline_tools import bench_engines, quantize_onnx
+from edgeattn.pipeline_quantize import quantize_onnx
 from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.recipe import Recipe

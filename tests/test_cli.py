@@ -82,6 +82,8 @@ class FakePipeline(ModuleType):
         self, model: Path, targets: list[str], data: Path, progress: Any, **options: Any
     ) -> dict[str, Any]:
         self.calls.append((model, targets, data, options))
+        if self.error is not None:
+            raise self.error
         reason = {"about": "ort-cpu", "passed": False, "text": "too far"}
         return {
             "targets": {name: {"agreement": 0.99, "sqnr_db": 25.0} for name in targets},
@@ -193,6 +195,12 @@ def test_errors_end_with_their_code_and_one_message(
     assert expected in result.stderr
     assert "Traceback" not in result.stderr
     assert result.stdout == ""
+
+
+def test_only_commands_that_resume_promise_to(pipeline: FakePipeline) -> None:
+    pipeline.error = KeyboardInterrupt()
+    result = invoke("parity", "m.onnx", "--targets", "ort-cpu", "--data", "photos")
+    assert (result.exit_code, result.stderr) == (130, "interrupted\n")
 
 
 def test_a_second_interrupt_does_not_break_off_the_exit() -> None:

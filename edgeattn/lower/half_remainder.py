@@ -108,18 +108,34 @@ def _is_fused(graph: Graph, node: NodeProto) -> bool:
         return False
     if not all(user.op_type == "QuantizeLinear" or _is_fused(graph, user) for user in users):
         return False
-    producers = [graph.producer.get(name) for name in node.input if name not in graph.constants]
+    producers = [_made_by(graph, name) for name in node.input if name not in graph.constants]
     return all(
         item is not None
-        and (item.op_type == "DequantizeLinear" or is_int8(graph, item) or _follows(graph, item))
+        and (item.op_type == "DequantizeLinear" or _is_kernel(graph, item) or _follows(graph, item))
         for item in producers
     )
 
 
 def _follows(graph: Graph, node: NodeProto) -> bool:
     return node.op_type in _FUSED and any(
-        (item := graph.producer.get(name)) is not None and is_int8(graph, item) for name in node.input
+        (item := _made_by(graph, name)) is not None and _is_kernel(graph, item) for name in node.input
     )
+
+
+def _is_kernel(graph: Graph, node: NodeProto) -> bool:
+    """Return whether a node is an INT8 kernel, whatever type it has in name."""
+    if node.op_type not in _INT8:
+        return is_int8(graph, node)
+    makers = (_made_by(graph, name) for name in node.input[:2])
+    return all(item is not None and item.op_type == "DequantizeLinear" for item in makers)
+
+
+def _made_by(graph: Graph, name: str) -> NodeProto | None:
+    """Return what computes a tensor: casts round an INT8 product change no kernel (`half_products`)."""
+    node = graph.producer.get(name)
+    while node is not None and node.op_type == "Cast":
+        node = graph.producer.get(node.input[0])
+    return node
 
 
 def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:

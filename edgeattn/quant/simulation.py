@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,9 +16,20 @@ from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import PROFILES, LadderStep, Profile, QuantPlan
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
-__all__ = ["PlanMeter", "adjusted_graph", "batches_of", "channels_last", "simulated", "sqnr_of"]
+__all__ = [
+    "PlanMeter",
+    "adjusted_graph",
+    "batches_of",
+    "channels_last",
+    "fitting_batch",
+    "simulated",
+    "sqnr_of",
+    "takes_batches",
+]
 
 BATCH = 8
+_MOST_NUMBERS = 1 << 28
+"""In all layers' outputs together, 4 bytes each: with gradients a few GB."""
 _SILENCE = 1e-30
 
 
@@ -109,10 +121,23 @@ def simulated(graph: Graph, plan: QuantPlan, profile: Profile, axes: dict[str, i
 def batches_of(
     network: TorchGraph, images: Sequence[NDArray[np.float32]], largest: int = BATCH
 ) -> list[torch.Tensor]:
-    """Return the images in batches, single ones where the graph computes only those."""
+    """Return the images in batches, single ones where the graph computes only those.
+
+    Args:
+        network: That reads them.
+        images: Each (1, C, H, W).
+        largest: Of the batches; those of large maps are smaller.
+    """
     tensors = [channels_last(torch.from_numpy(np.ascontiguousarray(image))) for image in images]
-    size = largest if len(tensors) > 1 and _takes_batches(network, tensors[:2]) else 1
+    size = min(largest, fitting_batch(network.graph)) if takes_batches(network, tensors) else 1
     return [torch.cat(tensors[start : start + size]) for start in range(0, len(tensors), size)]
+
+
+def fitting_batch(graph: Graph) -> int:
+    """Return how many images at once leave memory for the values of all layers, which gradients need."""
+    shapes = graph.shapes()
+    numbers = sum(math.prod(shapes.get(name, ())) for node in graph.nodes for name in node.output)
+    return max(_MOST_NUMBERS // max(numbers, 1), 1)
 
 
 def channels_last(image: torch.Tensor) -> torch.Tensor:
@@ -120,8 +145,12 @@ def channels_last(image: torch.Tensor) -> torch.Tensor:
     return image.contiguous(memory_format=torch.channels_last) if image.ndim == 4 else image
 
 
-def _takes_batches(network: TorchGraph, pair: Sequence[torch.Tensor]) -> bool:
-    """Whether two images at once give what they give one by one; constants may say batch 1."""
+@torch.no_grad()
+def takes_batches(network: TorchGraph, images: Sequence[torch.Tensor]) -> bool:
+    """Whether there are several images, and two at once give what they give one by one; constants may say batch 1."""
+    pair = images[:2]
+    if len(pair) < 2:
+        return False
     single = torch.cat([network(image) for image in pair])
     try:
         both = network(torch.cat(list(pair)))

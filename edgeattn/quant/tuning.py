@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 from edgeattn.onnx_graph import Graph, clip_bounds
 from edgeattn.quant.placement import Placement
 from edgeattn.quant.plan import ActivationRange, Profile, QuantParams, QuantPlan
-from edgeattn.quant.simulation import batches_of, channels_last, simulated
+from edgeattn.quant.simulation import batches_of, channels_last, simulated, takes_batches
 from edgeattn.quant.torch_graph import Quantizer, TorchGraph, quantizers_of
 
 __all__ = ["tune_plan"]
@@ -68,7 +68,9 @@ def tune_plan(
     """
     teacher, student = TorchGraph(graph), simulated(graph, plan, profile, place.weights)
     batches = batches_of(teacher, images, BATCH)
-    spread = _output_spread(teacher, batches[0])
+    at_once = len(batches[0])
+    size = min(BATCH, len(images)) if takes_batches(teacher, batches_of(teacher, images[:2], 1)) else 1
+    spread = _output_spread(teacher, batches[0] if at_once >= size else torch.cat(batches)[:size])
     origin = {
         name: student.constants[name]
         for name in _biases(student.graph, plan)
@@ -88,18 +90,21 @@ def tune_plan(
         {"params": list(widths.values.values()), "peak": RANGE_LEARNING_RATE},
     ]
     optimizer = torch.optim.Adam([group for group in groups if group["params"]], betas=(0.9, 0.99))
-    size = batches[0].shape[0]
     for step, chosen in enumerate(_shuffled(len(inputs), size, steps)):
         for group in optimizer.param_groups:
             group["lr"] = group["peak"] * _schedule(step, steps)
-        for name, value in origin.items():
-            student.constants[name] = value + shifts[name] * spread[name]
-        batch = channels_last(inputs[chosen])
-        loss = (student(batch, quantizers) - targets[chosen]).square().mean() / power
-        if not loss.requires_grad:
-            return plan
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        # Large maps in parts, whose gradients add up to those of all.
+        for start in range(0, size, at_once):
+            part = chosen[start : start + at_once]
+            for name, value in origin.items():
+                student.constants[name] = value + shifts[name] * spread[name]
+            batch = channels_last(inputs[part])
+            errors = (student(batch, quantizers) - targets[part]).square().mean() / power
+            loss = errors * (len(part) / len(chosen))
+            if not loss.requires_grad:
+                return plan
+            loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         if progress:
             progress(step + 1, steps)

@@ -12,9 +12,10 @@ from PIL import Image
 from quant_networks import SIZE, Builder, pictures
 
 from edgeattn.data.model_input import ImageOptions
+from edgeattn.errors import ArtifactError
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline import parity_model, quantize_onnx
-from edgeattn.pipeline_tools import sensitivity_images
+from edgeattn.pipeline_quantize import sensitivity_images
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.output_weights import output_weights, weigh_outputs
 from edgeattn.quant.plan import ActivationRange, QuantPlan
@@ -91,6 +92,31 @@ def test_engines_agree_and_parity_judges_their_layers(run: tuple[Path, Report]) 
     assert found["verdict"]["passed"], found["verdict"]["reasons"]
     assert {reason["metric"] for reason in found["verdict"]["reasons"]} == {"sqnr_db", "over_one_share"}
     assert found["between"]["reference/ort-cpu"]["sqnr_db"] > 25
+
+
+def test_another_target_costs_no_second_calibration(tmp_path: Path) -> None:
+    onnx.save(detector(), str(tmp_path / "detector.onnx"))
+    images = np.concatenate(pictures(33))
+    np.save(tmp_path / "images.npy", images)
+
+    def quantized(target: str, **changes: object) -> Report:
+        config = QUICK.model_copy(update=changes)
+        source, data = tmp_path / "detector.onnx", tmp_path / "images.npy"
+        return quantize_onnx(source, data, tmp_path / "out", targets=[target], config=config)
+
+    first = quantized("reference")
+    plan = (tmp_path / "out" / "plan.json").read_bytes()
+    second = quantized("ort-cpu")
+    assert [stage.resumed for report in (first, second) for stage in report.stages] == [False, True]
+    assert (tmp_path / "out" / "plan.json").read_bytes() == plan
+    assert second.quant["ladder"] == first.quant["ladder"]
+    assert list(second.targets) == ["ort-cpu"]
+    assert not quantized("reference", tuning_steps=0).stages[0].resumed
+    np.save(tmp_path / "images.npy", images[::-1])
+    assert not quantized("reference", tuning_steps=0).stages[0].resumed
+    (tmp_path / "out" / "plan.json").write_bytes(plan)
+    with pytest.raises(ArtifactError, match="was changed after"):
+        quantized("reference", tuning_steps=0)
 
 
 def test_parity_makes_inputs_of_photographs_as_quantize_did(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from edgeattn.export.float_onnx import export_float
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.models import create_model, insert_attention, to_edge_form
 from edgeattn.onnx_graph import Graph
+from edgeattn.quant import simulation
 from edgeattn.quant.config import AUTO_ESTIMATORS, GatePolicy, PtqConfig
 from edgeattn.quant.gates import gate_regions
 from edgeattn.quant.placement import place_quantizers
@@ -161,6 +163,27 @@ def test_tuning_never_widens_a_range_beyond_its_clip(profile: Profile) -> None:
     params = tuned.activations["last_act"].params(profile)
     assert 5.6 < params.high <= 6.0 * (1 + 1e-6)
     assert "Clip" not in [node.op_type for node in emit_qdq(model, tuned, profile).graph.node]
+
+
+def test_tuning_large_maps_in_parts_is_tuning(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, images = inverted_residual(2), pictures(48)
+    place = place_quantizers(model)
+    plan = make_plan(model, images, QUICK)
+    shifted = plan.model_copy(update={"bias_shift": {"u8": {"last.bias": [0.05] * 16}}})
+    whole = tune_plan(Graph(model), shifted, "u8", place, images, 12)
+    numbers = sum(
+        math.prod(shape) for name, shape in Graph(model).shapes().items() if name in Graph(model).producer
+    )
+    monkeypatch.setattr(simulation, "_MOST_NUMBERS", 5 * numbers)
+    assert simulation.fitting_batch(Graph(model)) == 5
+    parts = tune_plan(Graph(model), shifted, "u8", place, images, 12)
+    assert whole.bias_shift["u8"].keys() == parts.bias_shift["u8"].keys()
+    for name, values in whole.bias_shift["u8"].items():
+        moved = np.abs(np.asarray(values) - plan.bias_shift.get("u8", {}).get(name, 0.0)).max()
+        # Adam takes the sign of a gradient near 0 for its direction: equal up to a few of its steps.
+        np.testing.assert_allclose(parts.bias_shift["u8"][name], values, atol=0.05 * moved + 1e-6)
+    for name, item in whole.activations.items():
+        assert parts.activations[name].limit == pytest.approx(item.limit, rel=2e-3)
 
 
 def test_tuning_s8_leaves_what_belongs_to_u8() -> None:

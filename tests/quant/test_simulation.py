@@ -9,11 +9,12 @@ from quant_networks import Builder, inverted_residual, pictures, run
 
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.onnx_graph import Graph
+from edgeattn.quant import simulation
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.placement import place_quantizers
 from edgeattn.quant.plan import Profile
 from edgeattn.quant.ptq import make_plan
-from edgeattn.quant.simulation import PlanMeter, batches_of, simulated
+from edgeattn.quant.simulation import PlanMeter, batches_of, fitting_batch, simulated
 from edgeattn.quant.torch_graph import TorchGraph, quantizers_of
 
 
@@ -43,6 +44,16 @@ def test_batches_are_used_only_where_the_graph_takes_them() -> None:
     b.constant("w", np.ones((64, 2)))
     graph = Graph(b.model(b.node("MatMul", [x, "w"], "logits"), (3, 2)))
     assert [len(batch) for batch in batches_of(TorchGraph(graph), images, 4)] == [1] * 5
+
+
+def test_batches_of_large_maps_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
+    network, images = TorchGraph(Graph(inverted_residual())), pictures(5)
+    once = fitting_batch(network.graph)
+    assert once > 100
+    monkeypatch.setattr(simulation, "_MOST_NUMBERS", simulation._MOST_NUMBERS * 2 // once)
+    assert [len(batch) for batch in batches_of(network, images)] == [2, 2, 1]
+    monkeypatch.setattr(simulation, "_MOST_NUMBERS", 1)
+    assert [len(batch) for batch in batches_of(network, images)] == [1] * 5
 
 
 def test_a_meter_finds_the_float_graph_perfect() -> None:

@@ -1,8 +1,10 @@
-"""Work on files that people bring: quantize an ONNX, time engines, compare targets."""
+"""Quantize a network that people bring as an ONNX file, and build engines from it."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,23 +14,24 @@ import numpy as np
 from numpy.typing import NDArray
 from onnx import ModelProto
 
+import edgeattn
 from edgeattn.answers import Answers
-from edgeattn.artifact import OnnxArtifact
+from edgeattn.artifact import OnnxArtifact, sha256_of_bytes
 from edgeattn.data.calibration import MIN_CALIBRATION_IMAGES, spread
 from edgeattn.data.model_input import ImageOptions
-from edgeattn.errors import RecipeError, TargetUnavailable
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.reorder import reorder_channels
 from edgeattn.extras import require
-from edgeattn.measure import compare_engines, describe_environment, measure_latency, run_session
+from edgeattn.measure import describe_environment, run_session
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
 from edgeattn.pipeline_images import IMAGES, inputs_for, prepare_images
 from edgeattn.pipeline_layers import layer_results
 from edgeattn.pipeline_sensitivity import sensitivity_results
+from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.quant.apply import apply_plan_constants
 from edgeattn.quant.config import PtqConfig
@@ -42,16 +45,15 @@ from edgeattn.report import (
     SensitivityResult,
     write_report,
 )
-from edgeattn.targets import TimingPlan, get_target, load_engine, target_names
+from edgeattn.targets import TimingPlan, get_target, target_names
 
 __all__ = [
-    "bench_engines",
     "quantize_onnx",
     "sensitivity_images",
-    "reference_logits",
 ]
 
 _LARGEST_CALIBRATION = 256
+_PLAN = "plan.json"
 _SENSITIVITY_IMAGES = 8
 _SENSITIVITY_WORK = 8e9
 """Numbers that are computed for the sensitivity of a profile at most, about: each unit's turn computes the network again."""
@@ -74,7 +76,8 @@ def quantize_onnx(
     """Quantize a float32 ONNX network and build engines from it.
 
     Agreement and SQNR are measured on every other image of the calibration data, which the ranges never saw; agreement
-    of classifiers only.
+    of classifiers only. A call with the same model, images and options in the same folder goes on from the plan that
+    an earlier one found, so that another target costs no second calibration.
 
     Args:
         model: ONNX file with one float32 NCHW image input of fixed size, batch 1. Its outputs may be of any shape.
@@ -98,12 +101,6 @@ def quantize_onnx(
         DataError: If the calibration data cannot be used with it.
     """
     require("torch", purpose="quantizing a model")
-    from edgeattn.quant.channel_equalization import gated_if_better
-    from edgeattn.quant.channel_gates import channel_gates
-    from edgeattn.quant.output_weights import weigh_outputs
-    from edgeattn.quant.pixel_input import pixel_model
-    from edgeattn.quant.ptq import make_plan
-
     progress = progress or SilentProgress()
     names = list(targets) or [name for name in target_names() if get_target(name).probe().can_build]
     chosen = {name: get_target(name) for name in names}
@@ -118,58 +115,24 @@ def quantize_onnx(
     # Every other one: folders are sorted, by class or by time, and either half would be a part of the world.
     shares = len(tensors) >= 2 * MIN_CALIBRATION_IMAGES
     images, held_out = (tensors[::2], tensors[1::2]) if shares else (tensors, tensors)
-    config, batches = (
-        config or PtqConfig(),
-        [images[place][None] for place in spread(len(images), _LARGEST_CALIBRATION)],
-    )
-    weigh_outputs(float_model, batches)
-    in_pixels = pixel_model(float_model, batches) if config.pixels else None
-    planned = in_pixels or float_model
-    trial = functools.partial(progress.update, "swishes")
-    planned = gated_if_better(planned, batches, config, trial) or planned
-    plan = make_plan(
-        planned,
-        batches,
-        config,
-        (),
-        lambda done, total: progress.update("ptq", done, total),
-        frozenset(item.bias for item in channel_gates(Graph(planned))),
-        plain=float_model if in_pixels else None,
-    )
     out.mkdir(parents=True, exist_ok=True)
-    plan.save(out / "plan.json")
+    space = Workspace(out, progress)
+    planned = _plan(space, float_model, images, config or PtqConfig(), progress)
     source = {"source": model.name}
     fp32 = save_artifact(float_model, out / "model.fp32.onnx", "fp32", source)
-    qdq: dict[str, OnnxArtifact] = {}
-    layers: dict[str, list[LayerResult]] = {}
-    sensitivity: dict[str, list[SensitivityResult]] = {}
     profiles: dict[str, Profile] = {"u8": "u8", "s8": "s8"}
-    for profile in (profiles[target.profile] for target in chosen.values()):
-        if profile in qdq:
-            continue
-        quantized = emit_qdq(planned, plan, profile, reorders_channels=False)
-        examples = [image[None] for image in held_out[:8]]
-        spelled = reorder_channels(quantized, planned, plan, profile, examples)
-        qdq[profile] = save_artifact(spelled, out / f"model.{profile}.onnx", profile, source)
-        adjusted = Graph(planned)
-        apply_plan_constants(adjusted, plan, profile)
-        layers[profile] = layer_results(adjusted.to_model(), quantized, plan, profile, held_out[:8])
-        sensitivity[profile] = sensitivity_results(
-            planned,
-            plan,
-            profile,
-            [image[None] for image in images[: sensitivity_images(planned, plan)]],
-            (),
-            functools.partial(progress.update, f"sensitivity {profile}"),
-        )
+    spelled = {
+        profile: _spell(planned, profile, images, held_out, out / f"model.{profile}.onnx", source, progress)
+        for profile in dict.fromkeys(profiles[target.profile] for target in chosen.values())
+    }
     work = Workload(
         fp32=fp32,
-        qdq=qdq,
+        qdq={profile: item.artifact for profile, item in spelled.items()},
         images=held_out,
         labels=None,
-        reference_logits=reference_logits(fp32, held_out, out),
+        reference_logits=_reference_logits(fp32, held_out, out),
         timing=TimingPlan(min_runs=256, min_seconds=5.0),
-        layers=layers,
+        layers={profile: item.layers for profile, item in spelled.items()},
     )
     report = Report(
         recipe={
@@ -183,14 +146,15 @@ def quantize_onnx(
         environment=describe_environment(),
         verdict="pass",
         fp32=Fp32Result(n=len(held_out)),
+        stages=space.stages,
         quant={
-            "method": plan.method,
-            "calibration_images": len(batches),
+            "method": planned.plan.method,
+            "calibration_images": planned.images,
             "held_out_images": len(held_out) if shares else 0,
-            "ladder": [step.model_dump() for step in plan.ladder],
-            "provenance": dict(plan.provenance),
+            "ladder": [step.model_dump() for step in planned.plan.ladder],
+            "provenance": dict(planned.plan.provenance),
         },
-        sensitivity=sensitivity,
+        sensitivity={profile: item.sensitivity for profile, item in spelled.items()},
     )
     reasons: list[ReasonResult] = []
     accept = accept or Accept()
@@ -206,6 +170,111 @@ def quantize_onnx(
     return report
 
 
+@dataclasses.dataclass(frozen=True)
+class _Planned:
+    """A float graph as it is quantized, and its plan.
+
+    Attributes:
+        model: With pixels for an image and gates by channel, where those were taken.
+        plan: Its plan.
+        images: How many the plan was made with.
+    """
+
+    model: ModelProto
+    plan: QuantPlan
+    images: int
+
+
+@dataclasses.dataclass(frozen=True)
+class _Spelled:
+    artifact: OnnxArtifact
+    layers: list[LayerResult]
+    sensitivity: list[SensitivityResult]
+
+
+def _plan(
+    space: Workspace,
+    model: ModelProto,
+    images: NDArray[np.float32],
+    config: PtqConfig,
+    progress: Progress,
+) -> _Planned:
+    """Calibrate, or take the plan of an earlier call for the same model, images and options."""
+    from edgeattn.quant.channel_equalization import gated_if_better
+    from edgeattn.quant.channel_gates import channel_gates, with_channel_gates
+    from edgeattn.quant.output_weights import weigh_outputs
+    from edgeattn.quant.pixel_input import pixel_model
+    from edgeattn.quant.ptq import make_plan
+
+    batches = [images[place][None] for place in spread(len(images), _LARGEST_CALIBRATION)]
+    key = {
+        "version": edgeattn.__version__,
+        "graph": sha256_of_bytes(model.SerializeToString(deterministic=True)),
+        "images": _fingerprint(batches),
+        "ptq": config.model_dump(mode="json"),
+    }
+    weigh_outputs(model, batches)
+    in_pixels = pixel_model(model, batches) if config.pixels else None
+    plain = in_pixels or model
+
+    def calibrate() -> dict[str, Any]:
+        trial = functools.partial(progress.update, "swishes")
+        gated = gated_if_better(plain, batches, config, trial)
+        chosen = gated or plain
+        plan = make_plan(
+            chosen,
+            batches,
+            config,
+            (),
+            functools.partial(progress.update, "ptq"),
+            frozenset(item.bias for item in channel_gates(Graph(chosen))),
+            plain=model if in_pixels else None,
+        )
+        plan.save(space.folder / _PLAN)
+        return {"channel_gates": gated is not None}
+
+    done = space.run("ptq", key, [_PLAN], calibrate)
+    gated = with_channel_gates(plain) if done["channel_gates"] else None
+    return _Planned(gated or plain, QuantPlan.load(space.folder / _PLAN), len(batches))
+
+
+def _spell(
+    planned: _Planned,
+    profile: Profile,
+    images: NDArray[np.float32],
+    held_out: NDArray[np.float32],
+    path: Path,
+    source: dict[str, str],
+    progress: Progress,
+) -> _Spelled:
+    """Write the quantized graph of a profile, and measure its layers."""
+    model, plan = planned.model, planned.plan
+    quantized = emit_qdq(model, plan, profile, reorders_channels=False)
+    spelled = reorder_channels(quantized, model, plan, profile, [image[None] for image in held_out[:8]])
+    adjusted = Graph(model)
+    apply_plan_constants(adjusted, plan, profile)
+    return _Spelled(
+        save_artifact(spelled, path, profile, source),
+        layer_results(adjusted.to_model(), quantized, plan, profile, held_out[:8]),
+        sensitivity_results(
+            model,
+            plan,
+            profile,
+            [image[None] for image in images[: sensitivity_images(model, plan)]],
+            (),
+            functools.partial(progress.update, f"sensitivity {profile}"),
+        ),
+    )
+
+
+def _fingerprint(batches: Sequence[NDArray[np.float32]]) -> str:
+    digest = hashlib.sha256()
+    for batch in batches:
+        digest.update(str(batch.shape).encode())
+        digest.update(np.ascontiguousarray(batch).data)
+    return digest.hexdigest()
+
+
 def sensitivity_images(model: ModelProto, plan: QuantPlan) -> int:
     """Return on how many images layers are measured one by one: fewer where images and networks are large."""
     graph = Graph(model)
@@ -215,50 +284,7 @@ def sensitivity_images(model: ModelProto, plan: QuantPlan) -> int:
     return int(min(max(_SENSITIVITY_WORK // work, 1), _SENSITIVITY_IMAGES))
 
 
-def bench_engines(
-    engines: Sequence[Path], target: str, versus: str | None, plan: TimingPlan
-) -> dict[str, Any]:
-    """Time engines of one target in alternation, over several sessions of each.
-
-    Args:
-        engines: Engine files with their manifests.
-        target: The target that built them.
-        versus: Path of the engine that ratios refer to; None means the first.
-        plan: How long.
-
-    Raises:
-        RecipeError: If an engine belongs to another target, or `versus` is not among them.
-    """
-    runtime = get_target(target)
-    available = runtime.probe()
-    if not available.can_run:
-        raise TargetUnavailable(f"{target} cannot run here: {available.reason} {available.install}".rstrip())
-    loaded = {str(path): load_engine(path) for path in engines}
-    for path, engine in loaded.items():
-        if engine.target != target:
-            raise RecipeError(
-                f"{path} was built by {engine.target}, not {target}. Pass --target {engine.target}."
-            )
-    if versus is not None and versus not in loaded:
-        loaded[versus] = load_engine(Path(versus))
-    first = next(iter(loaded.values()))
-    if any(engine.inputs[0].shape != first.inputs[0].shape for engine in loaded.values()):
-        raise RecipeError("The engines take inputs of different shapes; compare like with like.")
-    sample = np.random.default_rng(0).standard_normal(first.inputs[0].shape).astype(np.float32)
-    feeds = {first.inputs[0].name: sample}
-    openers = {
-        name: functools.partial(runtime.open, engine, threads=plan.threads) for name, engine in loaded.items()
-    }
-    if len(openers) > 1:
-        comparison = compare_engines(openers, feeds, plan, baseline=versus)
-        return {"target": target, **comparison.to_json()}
-    (name, opener), *_ = openers.items()
-    with opener() as session:
-        latency = measure_latency(session, feeds, plan)
-    return {"target": target, "baseline": name, "latencies": {name: latency.to_json()}, "ratios": {}}
-
-
-def reference_logits(
+def _reference_logits(
     artifact: OnnxArtifact, images: NDArray[np.float32], folder: Path
 ) -> NDArray[np.float32]:
     """Run a graph as it is in ONNX Runtime."""
