@@ -17,6 +17,7 @@ KIT_EXAMPLES = examples(
     "edgeattn kit web --demo --out demo-web",
     "edgeattn kit web runs/sign_digits_mobilenetv2_coord --out web-kit --webgpu",
     "edgeattn kit cpp RUN --out cpp-kit --images 20 --force",
+    "edgeattn kit cpp out --classes labels.txt --data photos/ --out kit   # of what `edgeattn quantize` wrote",
     "edgeattn kit python RUN --out kit --json | jq .model.sha256",
 )
 
@@ -25,7 +26,10 @@ KIT_EXAMPLES = examples(
 def kit(
     kind: Annotated[str, typer.Argument(metavar="KIND", help="python, web, cpp or jetson.")],
     run: Annotated[
-        Path | None, typer.Argument(metavar="RUN", help="Folder of a finished run; left out with --demo.")
+        Path | None,
+        typer.Argument(
+            metavar="RUN", help="Folder of a finished run, or of `edgeattn quantize`; left out with --demo."
+        ),
     ] = None,
     out: Annotated[
         Path | None, typer.Option("--out", "-o", metavar="DIR", help="Folder of the kit; absent or empty.")
@@ -41,7 +45,16 @@ def kit(
     ] = 40,
     data: Annotated[
         Path | None,
-        typer.Option(metavar="FOLDER", help="The data set, where the run's recipe names another place."),
+        typer.Option(
+            metavar="FOLDER",
+            help="The data set, where the run's recipe names another place; photographs for a model of your own.",
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Class names of a model of your own, one a line; default: numbers."
+        ),
     ] = None,
     min_confidence: Annotated[
         float, typer.Option(min=0, max=1, help="Below this probability an answer counts as not sure.")
@@ -73,7 +86,9 @@ def kit(
     if demo and run is not None:
         raise RecipeError(f"--demo takes the network that comes with edgeattn, so {run} would be unused.")
     if not demo and run is None:
-        raise RecipeError("Name the folder of a finished run, or take the demonstration: --demo.")
+        raise RecipeError(
+            "Name the folder of a finished run or of `edgeattn quantize`, or take the demonstration: --demo."
+        )
     chosen = get_kit(kind)
     if runtime is not None or webgpu:
         if kind != "web":
@@ -81,7 +96,7 @@ def kit(
         from edgeattn.kit.web import web_kit
 
         chosen = web_kit(runtime, webgpu=webgpu)
-    request = KitRequest(images=images, data=data, min_confidence=min_confidence)
+    request = KitRequest(images=images, data=data, classes=classes, min_confidence=min_confidence)
     with make_progress() as progress:
         model = write_kit(chosen, run, out, request=request, force=force, progress=progress)
     if as_json:

@@ -18,8 +18,8 @@ import yaml
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from edgeattn.data.datasets import expand_path, list_images, load_dataset
-from edgeattn.data.image_set import DataSplits, FileSource, ImageSet
+from edgeattn.data.datasets import folder_images, load_dataset
+from edgeattn.data.image_set import DataSplits, ImageSet
 from edgeattn.data.model_input import ModelInput
 from edgeattn.data.pixels import Progress, materialize
 from edgeattn.data.spec import DataSpec, Preprocess
@@ -300,14 +300,9 @@ def _from_manifest(
 def _from_folder(
     folder: Path, preprocess: Preprocess | ModelInput, limit: int | None, progress: Progress | None
 ) -> CalibrationSet:
-    folder = expand_path(folder, Path())
-    paths = list_images(folder, folder)
-    for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()):
-        paths += list_images(inner, folder)
-    paths = [paths[index] for index in spread(len(paths), limit)]
-    _check_count(len(paths), f"Folder {folder}")
-    ids = [path.relative_to(folder).as_posix() for path in paths]
-    images = ImageSet(FileSource(tuple(paths)), ids, [0] * len(paths))
+    images = folder_images(folder)
+    images = images.subset(spread(len(images), limit))
+    _check_count(len(images), f"Folder {folder}")
     return CalibrationSet(folder.name, materialize(images, preprocess, progress=progress), images.ids)
 
 

@@ -21,7 +21,7 @@ from edgeattn.data.spec import DataSpec
 from edgeattn.data.splits import group_near_duplicates, split_indices
 from edgeattn.errors import DataError
 
-__all__ = ["expand_path", "list_images", "load_dataset"]
+__all__ = ["expand_path", "folder_images", "list_images", "load_dataset"]
 
 Progress = Callable[[int, int], None]
 
@@ -85,6 +85,22 @@ def expand_path(path: Path, base_dir: Path) -> Path:
         return base_dir / Path(expanded).expanduser()
     except RuntimeError as exc:
         raise DataError(f"Path {text!r} cannot be expanded: {exc}. Write the full path.") from exc
+
+
+def folder_images(folder: Path) -> ImageSet:
+    """Return the images of a folder and of the folders right in it, by name, without labels (0).
+
+    Raises:
+        DataError: If there is no such folder, or one leads out of it.
+    """
+    folder = expand_path(folder, Path())
+    if not folder.is_dir():
+        raise DataError(f"There is no folder {folder}. Give one of images.")
+    paths = list_images(folder, folder)
+    for inner in sorted(entry for entry in folder.iterdir() if entry.is_dir() and not entry.is_symlink()):
+        paths += list_images(inner, folder)
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    return ImageSet(FileSource(tuple(paths)), names, [0] * len(paths))
 
 
 def list_images(folder: Path, root: Path) -> list[Path]:

@@ -80,8 +80,14 @@ def export_float(module: nn.Module, input_shape: Sequence[int]) -> FloatExport:
         The canonical model: input ``"input"``, output ``"logits"``, opset 17.
 
     Raises:
-        ModelError: If the module cannot be traced with that shape.
+        ModelError: If the module cannot be traced with that shape, or is a Sequential.
     """
+    if isinstance(module, nn.Sequential):
+        # The hooks' storage becomes a child of the module, which a Sequential would run as its last layer.
+        raise ModelError(
+            f"The network is an {type(module).__name__} itself, which cannot be hooked. Give a module that holds it and "
+            "calls it in its forward."
+        )
     training = module.training
     module.eval()
     try:

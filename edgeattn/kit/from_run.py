@@ -1,4 +1,4 @@
-"""From a finished run's folder to a kit's ``model/`` folder."""
+"""From the folder of a finished run, or of `edgeattn quantize`, to a kit's ``model/`` folder."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import io
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,10 @@ from edgeattn.artifact import OnnxArtifact, sha256_of_bytes, sha256_of_file, ver
 from edgeattn.data.datasets import load_dataset
 from edgeattn.data.image_set import DataSplits, ImageSet
 from edgeattn.data.preprocess import normalize_pixels, resize_and_crop
-from edgeattn.data.spec import DataSpec, Preprocess
+from edgeattn.data.spec import DataSpec
 from edgeattn.errors import ArtifactError, DataError, EdgeAttnError, RecipeError
+from edgeattn.export.artifacts import save_artifact
+from edgeattn.kit.from_quantized import KitSource, kit_name, quantized_source, without_softmax
 from edgeattn.kit.model_folder import add_file, write_manifest
 from edgeattn.kit.spec import (
     WEB_VARIANT,
@@ -35,6 +37,7 @@ from edgeattn.kit.spec import (
 from edgeattn.kit.web_model import optimize_for_web
 from edgeattn.lower import lower_artifact
 from edgeattn.measure import run_session
+from edgeattn.onnx_graph import Graph
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.report import Report, load_report
 from edgeattn.targets import get_target
@@ -43,8 +46,9 @@ __all__ = ["DEFAULT_IMAGES", "KitRequest", "build_model", "describe_export", "pi
 
 DEFAULT_IMAGES = 40
 
+_FLOAT = "fp32"
 _REFERENCE_TARGET = "ort-cpu"
-_LOWERED_FOR = {"u8": "ort-cpu", "s8": "tensorrt"}
+_OF_PROFILE = {"u8": "ort-cpu", "s8": "tensorrt-rtx"}
 _VARIANT_TARGETS = {"openvino": "openvino-cpu"}
 # A kit is carried to a device: a few of these must not outweigh the model many times.
 _LARGEST_IMAGE_BYTES = 512 * 1024
@@ -60,7 +64,9 @@ class KitRequest:
         profile: Spelling of the model: ``u8`` for CPUs and browsers, ``s8`` for TensorRT.
         variants: Further spellings by runtime: ``openvino``, ``web``.
         images: Reference photographs, spread over the classes.
-        data: Folder of the data set, where the run's recipe names another place; None: the recipe's.
+        data: Folder of the data set, where the run's recipe names another place; None: the recipe's. Of a model that
+            `edgeattn quantize` took in, photographs; None: those that calibrated.
+        classes: File of class names, one a line, for a model that `edgeattn quantize` took in.
         min_confidence: Below this probability an answer is shown as not sure.
     """
 
@@ -68,6 +74,7 @@ class KitRequest:
     variants: tuple[str, ...] = ()
     images: int = DEFAULT_IMAGES
     data: Path | None = None
+    classes: Path | None = None
     min_confidence: float = 0.5
 
 
@@ -79,7 +86,7 @@ def build_model(
     The expected outputs are computed here, by ONNX Runtime.
 
     Args:
-        run: Folder that `edgeattn run` wrote.
+        run: Folder that `edgeattn run` or `edgeattn quantize` wrote.
         folder: Where to; empty or absent.
         request: What goes in.
         progress: Hears how far it is.
@@ -98,26 +105,26 @@ def build_model(
             f"The run in {run} failed its own bounds, so no kit is made of it: {'; '.join(missed)}. "
             "Improve it, or change the bounds under accept in its recipe, and run it again (it resumes)."
         )
-    spec = _data_spec(report, run, request.data)
     exported = describe_export(run, request.profile)
+    source = _source(report, run, exported.outputs[0].shape[1], request, progress)
     with tempfile.TemporaryDirectory(prefix="edgeattn-kit-") as scratch:
         work = Path(scratch)
-        lowered = get_target(_LOWERED_FOR[request.profile]).lower(exported, work)
         if request.profile == "u8":
-            _check_is_what_was_measured(report, run, lowered)
-            # The same integers, spelled so that the device that it is carried to computes them as well.
-            carried = "ort-web" if WEB_VARIANT in request.variants else "ort-portable"
-            lowered = lower_artifact(exported, target=carried, workdir=work)
-        splits = load_dataset(spec, run, lambda done, total: progress.update("data", done, total))
-        classes = _class_names(splits, exported.outputs[0].shape[1])
+            measured = get_target(_REFERENCE_TARGET).lower(exported, work)
+            _check_is_what_was_measured(report, run, measured)
+        exported = _giving_logits(exported, work)
+        # Runs of other versions may lack it.
+        kept = (run / f"model.{_FLOAT}.onnx").is_file()
+        floating = _giving_logits(describe_export(run, _FLOAT), work) if kept else None
+        lowered = _carried(exported, request, work)
         model_file = add_file(folder, f"model.{request.profile}.onnx", lowered.path.read_bytes())
         variants = {
             name: _variant(name, model_file.file, exported, folder, work) for name in request.variants
         }
-        reference, files = _reference(splits.validation, exported, spec.preprocess, request, folder, work)
+        reference, files = _reference(source, exported, floating, request, folder, work, progress)
     text = reference.model_dump_json(indent=1)
     model = KitModel(
-        name=report.name,
+        name=kit_name(report.name),
         description=str(report.recipe.get("description") or ""),
         model=ModelFile(
             **model_file.model_dump(),
@@ -126,8 +133,8 @@ def build_model(
             input=KitTensor(name=lowered.inputs[0].name, shape=lowered.inputs[0].shape),
             output=KitTensor(name=lowered.outputs[0].name, shape=lowered.outputs[0].shape),
         ),
-        preprocess=spec.preprocess,
-        classes=classes,
+        preprocess=source.preprocess,
+        classes=source.classes,
         thresholds=Thresholds(min_confidence=request.min_confidence),
         reference=add_file(folder, "reference.json", (text + "\n").encode()),
         variants=variants,
@@ -172,14 +179,13 @@ def describe_export(run: Path, profile: str) -> OnnxArtifact:
     """
     import onnx
 
-    from edgeattn.onnx_graph import Graph
-
     path = run / f"model.{profile}.onnx"
     if not path.is_file():
         there = sorted(item.name for item in run.glob("model.*.onnx"))
         raise ArtifactError(
             f"The run in {run} has no model in profile {profile} ({path.name}); it has: "
-            f"{', '.join(there) or 'none'}. Add a target of that profile to its recipe and run it again."
+            f"{', '.join(there) or 'none'}. Add a target of that profile ({_OF_PROFILE[profile]}) to its recipe, or as "
+            "--target of `edgeattn quantize`, and run it again."
         )
     try:
         graph = Graph(onnx.load(str(path)))
@@ -197,15 +203,37 @@ def describe_export(run: Path, profile: str) -> OnnxArtifact:
 # ------------------------------------------------------------------------------------ pieces
 
 
+def _source(report: Report, run: Path, outputs: int, request: KitRequest, progress: Progress) -> KitSource:
+    if not isinstance(report.recipe.get("data"), dict):
+        return quantized_source(report, run, outputs, request.data, request.classes)
+    if request.classes is not None:
+        raise RecipeError(f"The data set of the run in {run} names its classes: leave out --classes.")
+    spec = _data_spec(report, run, request.data)
+    splits = load_dataset(spec, run, lambda done, total: progress.update("data", done, total))
+    return KitSource(splits.validation, True, spec.preprocess, _class_names(splits, outputs))
+
+
+def _carried(exported: OnnxArtifact, request: KitRequest, work: Path) -> OnnxArtifact:
+    """Return the graph spelled so that the device that it is carried to computes the same integers."""
+    if request.profile == "s8":
+        return get_target("tensorrt").lower(exported, work)
+    target = "ort-web" if WEB_VARIANT in request.variants else "ort-portable"
+    return lower_artifact(exported, target=target, workdir=work)
+
+
+def _giving_logits(exported: OnnxArtifact, work: Path) -> OnnxArtifact:
+    """Return the graph without a softmax that gives its answer; the graph itself where it has none."""
+    import onnx
+
+    graph = Graph(onnx.load(str(exported.path)))
+    if not without_softmax(graph):
+        return exported
+    return save_artifact(graph.to_model(), work / f"logits.{exported.profile}.onnx", exported.profile)
+
+
 def _data_spec(report: Report, run: Path, data: Path | None) -> DataSpec:
-    value: Any = report.recipe.get("data")
-    if not isinstance(value, dict):
-        raise RecipeError(
-            f"The run in {run} names no data set, so its classes and preprocessing are not known. "
-            "Make kits of runs of a recipe (`edgeattn run`)."
-        )
     try:
-        spec = DataSpec.model_validate(value)
+        spec = DataSpec.model_validate(report.recipe["data"])
     except ValidationError as exc:
         raise ArtifactError(f"{run}: report.json holds no valid data section: {exc}. Run it again.") from exc
     if data is not None:
@@ -254,41 +282,59 @@ def _class_names(splits: DataSplits, outputs: int) -> tuple[str, ...]:
 
 
 def _reference(
-    images: ImageSet,
+    source: KitSource,
     exported: OnnxArtifact,
-    preprocess: Preprocess,
+    floating: OnnxArtifact | None,
     request: KitRequest,
     folder: Path,
     work: Path,
+    progress: Progress,
 ) -> tuple[Reference, dict[str, KitFile]]:
-    names: list[NamedFile] = []
-    pixels: list[NDArray[np.uint8]] = []
-    labels: list[int] = []
-    for index, suffix, data in _photographs(images, request.images):
-        names.append(add_file(folder, f"images/{len(names) + 1:04d}{suffix}", data))
-        pixels.append(resize_and_crop(images.image(index), preprocess))
-        labels.append(int(images.labels[index]))
+    images, preprocess = source.images, source.preprocess
+    photographs = list(_photographs(images, request.images))
+    pixels = [resize_and_crop(images.image(index), preprocess) for index, _, _ in photographs]
     batch = np.stack([normalize_pixels(item, preprocess) for item in pixels])
-    target = get_target(_REFERENCE_TARGET)
-    engine = target.build(target.lower(exported, work), work / "engine")
-    with target.open(engine) as session:
-        logits = run_session(session, batch, exported.inputs[0].name, exported.outputs[0].name)
-    reference = Reference(
-        runtime=f"{_REFERENCE_TARGET} {target.probe().version}",
-        tolerance=float(_TOLERANCE_SHARE * np.abs(logits).max()),
-        images=tuple(
+    logits = _answers(exported, batch, work / "engine")
+    tolerance = float(_TOLERANCE_SHARE * np.abs(logits).max())
+    if floating is not None:
+        # Two engines that round differently are about as far from each other as each is from the float network.
+        tolerance = max(tolerance, float(np.abs(logits - _answers(floating, batch, work / "float")).max()))
+    second, first = np.sort(logits, axis=1)[:, -2:].T
+    kept = np.flatnonzero(first - second > tolerance)
+    if not len(kept):
+        kept = np.argmax(first - second, keepdims=True)
+    if len(kept) < len(photographs):
+        progress.note(
+            f"{len(photographs) - len(kept)} photographs left out: their answer hangs on a rounding"
+        )
+    entries, names = [], list[NamedFile]()
+    for number, place in enumerate(kept, 1):
+        index, suffix, data = photographs[place]
+        names.append(add_file(folder, f"images/{number:04d}{suffix}", data))
+        entries.append(
             ReferenceImage(
-                file=name.file,
-                sha256=name.sha256,
-                pixels_sha256=sha256_of_bytes(pixels[i].tobytes()),
-                label=labels[i],
-                top1=int(logits[i].argmax()),
-                logits=tuple(float(value) for value in logits[i]),
+                file=names[-1].file,
+                sha256=names[-1].sha256,
+                pixels_sha256=sha256_of_bytes(pixels[place].tobytes()),
+                label=int(images.labels[index]) if source.labelled else None,
+                top1=int(logits[place].argmax()),
+                logits=tuple(float(value) for value in logits[place]),
             )
-            for i, name in enumerate(names)
-        ),
+        )
+    reference = Reference(
+        runtime=f"{_REFERENCE_TARGET} {get_target(_REFERENCE_TARGET).probe().version}",
+        tolerance=tolerance,
+        images=tuple(entries),
     )
     return reference, {n.file: KitFile(sha256=n.sha256, size_bytes=n.size_bytes) for n in names}
+
+
+def _answers(model: OnnxArtifact, batch: NDArray[np.float32], work: Path) -> NDArray[np.float32]:
+    target = get_target(_REFERENCE_TARGET)
+    work.mkdir(parents=True, exist_ok=True)
+    engine = target.build(target.lower(model, work), work)
+    with target.open(engine) as session:
+        return run_session(session, batch, model.inputs[0].name, model.outputs[0].name)
 
 
 def _photographs(images: ImageSet, count: int) -> Iterator[tuple[int, str, bytes]]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from attention_kinds import RECIPE_KINDS
 from export_networks import SHAPE, make_edge, make_images
+from torch import nn
 
 from edgeattn.errors import ModelError
 from edgeattn.export.float_onnx import export_float, operation_names
@@ -84,3 +85,22 @@ def test_exporting_leaves_the_module_as_it_was() -> None:
 def test_a_shape_that_does_not_fit_is_a_model_error() -> None:
     with pytest.raises(ModelError, match=r"cannot be exported|cannot run"):
         export_float(make_edge("none"), (1, 4, 32, 32))
+
+
+def test_a_bare_sequential_is_refused_with_what_to_do() -> None:
+    layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+    with pytest.raises(ModelError, match="a module that holds it"):
+        export_float(layers, SHAPE)
+
+
+def test_a_module_that_holds_a_sequential_is_exported() -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU6(), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            result: torch.Tensor = self.layers(image)
+            return result
+
+    assert [node.op_type for node in export_float(Network(), SHAPE).model.graph.node][:2] == ["Conv", "Clip"]

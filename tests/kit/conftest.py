@@ -9,7 +9,9 @@ from types import ModuleType
 
 import pytest
 from demo_split import DemoSplit, load_demo_split
+from own_classifier import quantized
 
+from edgeattn.data.model_input import ImageOptions
 from edgeattn.kit.write import write_kit
 
 # The kit must not find edgeattn, wherever it is installed.
@@ -35,6 +37,12 @@ def demo_kit(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("kit") / "python"
     write_kit("python", None, out)
     return out
+
+
+@pytest.fixture(scope="session")
+def own_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `edgeattn quantize` wrote of somebody's classifier; not to be changed."""
+    return quantized(tmp_path_factory.mktemp("own"), options=ImageOptions("symmetric"))
 
 
 @pytest.fixture(scope="session")

@@ -127,7 +127,7 @@ def test_other_formats_become_png(run_folder: Path, tmp_path: Path, photographs:
     ("change", "match"),
     [
         (lambda report: report.update(verdict="fail"), "failed its own bounds"),
-        (lambda report: report["recipe"].pop("data"), "names no data set"),
+        (lambda report: report["recipe"].pop("data"), "does not say how images become inputs"),
         (lambda report: report["recipe"]["data"].update(root="../data"), "--data DIR"),
         (lambda report: report["recipe"]["data"].update(root="/nowhere/at/all"), "does not exist"),
         (lambda report: report["recipe"]["data"].update(kind="no"), "no valid data section"),

@@ -187,6 +187,21 @@ def test_the_self_test_passes(page: Page, site: Path) -> None:
     assert page.run("document.getElementById('test-result').innerText").startswith("Passed")
 
 
+def test_the_page_of_somebodys_own_model_passes(
+    browser: Chromium, server: StaticServer, site: Path, own_model: Path
+) -> None:
+    """With four classes that nobody named, and photographs of which nobody knows the class."""
+    model = write_kit("web", own_model, site / "own")
+    with browser.page() as page:
+        page.open(f"{server.url}own/")
+        page.wait(READY, timeout_s=PATIENCE_S)
+        bars: list[str] = page.run("[...document.querySelectorAll('#top li')].map((row) => row.innerText)")
+        assert len(bars) == len(model.classes) == 4
+        outcome = run_self_test(page)
+        assert outcome["passed"], outcome
+        assert [line for line in page.console() if not line.startswith(("log", "info"))] == []
+
+
 def test_the_self_test_sees_other_outputs(browser: Chromium, server: StaticServer, site: Path) -> None:
     """With another reference (hashes made to fit) it fails and names the images."""
     shutil.copytree(site / "kit", site / "other")

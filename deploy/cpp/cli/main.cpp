@@ -143,9 +143,10 @@ std::string self_test(edgeattn::Classifier &classifier, const Options &options, 
     if (status != EAK_OK && status != EAK_ERR_SELF_TEST) edgeattn::check(status);
     const bool passed = status == EAK_OK;
     if (!options.json) {
-        std::printf("self-test %s: %d photographs, %d with the expected pixels, %d with the expected class, %d right; "
+        const std::string right = result.correct < 0 ? "" : ", " + std::to_string(result.correct) + " right";
+        std::printf("self-test %s: %d photographs, %d with the expected pixels, %d with the expected class%s; "
                     "logits differ by at most %g (allowed: %g)\n",
-                    passed ? "passed" : "FAILED", result.images, result.same_pixels, result.same_top1, result.correct,
+                    passed ? "passed" : "FAILED", result.images, result.same_pixels, result.same_top1, right.c_str(),
                     double(result.max_logit_difference), double(result.tolerance));
         return {};
     }

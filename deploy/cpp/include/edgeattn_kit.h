@@ -86,7 +86,7 @@ typedef struct eak_self_test_result {
     int32_t images;           /* compared */
     int32_t same_pixels;      /* of these: decoding and resizing gave the expected bytes */
     int32_t same_top1;        /* of these: same first class as the reference */
-    int32_t correct;          /* of these: first class is the true one */
+    int32_t correct;          /* of these: first class is the true one; -1: no photograph's class is known */
     float max_logit_difference;
     float tolerance;          /* largest difference that passes */
 } eak_self_test_result;

@@ -51,6 +51,18 @@ def test_every_demo_image_has_the_pixels_of_training_and_the_logits_of_openvino_
         assert got["top"][0]["class"] == model.classes[int(logits.argmax())]
 
 
+def test_somebodys_own_model_passes_without_known_classes(
+    own_model: Path, classify: Classify, with_codecs: None, tmp_path: Path
+) -> None:
+    write_kit("cpp", own_model, tmp_path / "kit")
+    passed = classify("--self-test", model=tmp_path / "kit" / "model")
+    assert passed.returncode == 0, passed.stderr
+    assert "self-test passed" in passed.stdout
+    assert "right" not in passed.stdout
+    found = json.loads(classify("--self-test", "--json", model=tmp_path / "kit" / "model").stdout)
+    assert found["self_test"]["correct"] == -1
+
+
 @pytest.mark.slow
 def test_every_test_image_gets_the_class_of_ort_cpu(
     classify: Classify, with_codecs: None, demo_split: DemoSplit

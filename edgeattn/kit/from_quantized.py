@@ -1,0 +1,162 @@
+"""What a kit takes from beside the model: of a run, which knows its data, or of what `edgeattn quantize` wrote."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import re
+from pathlib import Path
+
+from edgeattn.data.datasets import folder_images
+from edgeattn.data.image_set import ImageSet
+from edgeattn.data.spec import Preprocess
+from edgeattn.errors import DataError, RecipeError
+from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.pipeline_images import recorded_images
+from edgeattn.report import Report
+
+__all__ = ["KitSource", "kit_name", "quantized_source", "read_class_names", "without_softmax"]
+
+_LONGEST_NAME = 200
+_LARGEST_NAMES_BYTES = 4 << 20
+
+
+@dataclasses.dataclass(frozen=True)
+class KitSource:
+    """What a kit takes from beside the model.
+
+    Attributes:
+        images: To choose photographs from.
+        labelled: Whether their labels mean anything.
+        preprocess: How they become inputs.
+        classes: Name of each output.
+    """
+
+    images: ImageSet
+    labelled: bool
+    preprocess: Preprocess
+    classes: tuple[str, ...]
+
+
+def quantized_source(
+    report: Report, folder: Path, outputs: int, data: Path | None, classes: Path | None
+) -> KitSource:
+    """Return what a kit of a model that `edgeattn quantize` took in needs.
+
+    Args:
+        report: Of that command.
+        folder: That it wrote.
+        outputs: Number of classes.
+        data: Folder of photographs; None takes the one that calibrated, where it is still there.
+        classes: File of class names, one a line; None takes numbers, or the names that the model's file holds.
+
+    Raises:
+        RecipeError: If kits cannot prepare images as the model wants them, or there are no photographs.
+        ArtifactError: If the report is damaged.
+        DataError: If the class names or the photographs cannot be read.
+    """
+    preprocess = _preprocess(folder)
+    place = data if data is not None else Path(str(report.recipe.get("calibration", "")))
+    if data is None and not place.is_dir():
+        raise RecipeError(
+            f"A kit holds photographs for its self-test, and {folder} was calibrated with {str(place)!r}, which is no "
+            "folder of images here. Say where some are: --data DIR."
+        )
+    return KitSource(folder_images(place), False, preprocess, _class_names(folder, outputs, classes))
+
+
+def read_class_names(path: Path, outputs: int) -> tuple[str, ...]:
+    """Return the names in a file, one a line.
+
+    Raises:
+        DataError: If it cannot be read, or holds another number of them.
+    """
+    try:
+        if path.stat().st_size > _LARGEST_NAMES_BYTES:
+            raise DataError(f"{path} is larger than a list of class names. Give one name a line.")
+        names = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
+    except (OSError, UnicodeDecodeError) as exc:
+        raise DataError(
+            f"Class names {path} cannot be read: {exc}. Give a text file, one name a line."
+        ) from exc
+    while names and not names[-1]:
+        names.pop()
+    bad = next((line for line, name in enumerate(names, 1) if not 1 <= len(name) <= _LONGEST_NAME), None)
+    if bad is not None:
+        raise DataError(f"Line {bad} of {path} is no class name: expected 1 to {_LONGEST_NAME} characters.")
+    if len(names) != outputs:
+        raise DataError(f"{path} holds {len(names)} class names, but the model has {outputs} outputs.")
+    return tuple(names)
+
+
+def kit_name(text: str) -> str:
+    """Return a file's stem as a kit's name, which is part of file names and of Java packages."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or "model"
+
+
+def without_softmax(graph: Graph) -> bool:
+    """Take a softmax off that gives the answer, in place; return whether there was one.
+
+    Kits compute probabilities from logits by themselves. The softmax changes neither their order nor, taken twice,
+    anything but how sure the answers seem.
+    """
+    (answer,) = graph.output_names
+    node = graph.producer.get(answer)
+    if node is None or node.op_type != "Softmax" or int(attribute(node, "axis", -1)) not in (-1, 1):
+        return False
+    before = node.input[0]
+    graph.nodes.remove(node)
+    graph.reindex()
+    maker = graph.producer.get(before)
+    if maker is None or graph.consumers.get(before):
+        graph.nodes.append(node)
+        graph.reindex()
+        return False
+    maker.output[list(maker.output).index(before)] = answer
+    graph.reindex()
+    return True
+
+
+def _preprocess(folder: Path) -> Preprocess:
+    images = recorded_images(folder)
+    if images is None:
+        raise RecipeError(
+            f"{folder} does not say how images become inputs, which a kit must know: the model was calibrated with an array "
+            "of inputs, or by an earlier edgeattn. Quantize it with a folder of images."
+        )
+    if images.height != images.width or images.channels != "rgb" or images.fit == "letterbox":
+        raise RecipeError(
+            f"Kits prepare square RGB images, cropped or stretched; this model takes {images.describe()}. Use the engines "
+            f"in {folder} with a program of your own."
+        )
+    mean, std = ((*part * 3,)[:3] if len(part) == 1 else part for part in (images.mean, images.std))
+    return Preprocess.model_validate(
+        {
+            "size": images.height,
+            "resize": round(images.height / images.crop_pct) if images.fit == "crop" else None,
+            "interpolation": images.interpolation,
+            "mean": mean,
+            "std": std,
+        }
+    )
+
+
+def _class_names(folder: Path, outputs: int, classes: Path | None) -> tuple[str, ...]:
+    if classes is not None:
+        return read_class_names(classes, outputs)
+    return _recorded_names(folder, outputs) or tuple(map(str, range(outputs)))
+
+
+def _recorded_names(folder: Path, outputs: int) -> tuple[str, ...] | None:
+    """Return the names that an Ultralytics export keeps in its metadata: ``{0: 'tench', ...}``."""
+    import onnx
+
+    text = Graph(onnx.load(str(folder / "model.fp32.onnx"))).metadata.get("names", "")
+    if not text or len(text) > _LARGEST_NAMES_BYTES:
+        return None
+    try:
+        names = ast.literal_eval(text)
+        found = tuple(str(names[index])[:_LONGEST_NAME] for index in range(outputs))
+    except (ValueError, SyntaxError, MemoryError, RecursionError, LookupError, TypeError):
+        return None
+    return found if all(found) and len(names) == outputs else None

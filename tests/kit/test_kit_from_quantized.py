@@ -1,0 +1,142 @@
+"""Kits of a model that somebody brought as an ONNX file: its images, its class names, its softmax."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from own_classifier import NAMES, quantized
+from quant_networks import SIZE
+
+from edgeattn.data.images import load_image
+from edgeattn.data.model_input import ImageOptions
+from edgeattn.data.preprocess import preprocess_image
+from edgeattn.errors import ArtifactError, DataError, RecipeError
+from edgeattn.kit.from_quantized import kit_name, read_class_names
+from edgeattn.kit.from_run import KitRequest
+from edgeattn.kit.model_folder import check_model, load_reference
+from edgeattn.kit.write import write_kit
+
+Runner = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def names(tmp_path: Path) -> Path:
+    path = tmp_path / "labels.txt"
+    path.write_text("\n".join(NAMES) + "\n\n", encoding="utf-8")
+    return path
+
+
+def test_a_kit_describes_the_model_and_passes_its_own_test(
+    own_model: Path, names: Path, tmp_path: Path, run_kit: Runner
+) -> None:
+    kit = tmp_path / "kit"
+    model = write_kit("python", own_model, kit, request=KitRequest(images=12, classes=names))
+    assert (model.name, model.classes) == ("my-net-v2", NAMES)
+    assert (model.preprocess.size, model.preprocess.resize) == (SIZE, round(SIZE / 0.875))
+    assert (model.preprocess.mean, model.preprocess.std) == ((0.5,) * 3, (0.5,) * 3)
+    assert check_model(kit / "model") == model
+    tested = run_kit(kit, "--self-test")
+    assert tested.returncode == 0, tested.stderr
+    (answered,) = json.loads(run_kit(kit, "--json", "model/images/0001.png").stdout)
+    assert set(NAMES) >= {item["class"] for item in answered["top"]}
+
+
+def test_a_kit_answers_with_logits_and_is_as_sure_as_the_model(
+    own_model: Path, tmp_path: Path, run_kit: Runner
+) -> None:
+    """Taken twice, a softmax would leave every answer unsure."""
+    ort = pytest.importorskip("onnxruntime")
+    kit = tmp_path / "kit"
+    model = write_kit("python", own_model, kit, request=KitRequest(images=12))
+    session = ort.InferenceSession(str(own_model / "model.fp32.onnx"), providers=["CPUExecutionProvider"])
+    surest = 0.0
+    for image in load_reference(kit / "model", model).images:
+        assert image.label is None
+        given = preprocess_image(load_image(kit / "model" / image.file), model.preprocess)
+        (wanted,) = session.run(None, {"input": given[None]})[0]
+        logits = np.asarray(image.logits)
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        np.testing.assert_allclose(probabilities, wanted, atol=0.1)
+        surest = max(surest, float(probabilities.max()))
+    assert surest > 0.6
+    (answered,) = json.loads(run_kit(kit, "--json", "model/images/0001.png").stdout)
+    assert {item["class"] for item in answered["top"]} <= set("0123")
+
+
+def test_a_model_without_a_softmax_stays_as_it_is(tmp_path: Path) -> None:
+    model = write_kit(
+        "python", quantized(tmp_path, softmax=False), tmp_path / "kit", request=KitRequest(images=4)
+    )
+    made = onnx.load(str(tmp_path / "kit" / "model" / model.model.file))
+    assert made.graph.output[0].name == "scores"
+
+
+@pytest.mark.parametrize("options", [ImageOptions(fit="letterbox"), ImageOptions(bgr=True)])
+def test_images_that_kits_do_not_prepare_are_refused(options: ImageOptions, tmp_path: Path) -> None:
+    with pytest.raises(RecipeError, match=r"square RGB images, cropped or stretched; this model takes"):
+        write_kit("python", quantized(tmp_path, options=options), tmp_path / "kit")
+    assert not (tmp_path / "kit").exists()
+
+
+def test_photographs_that_are_gone_are_asked_for(own_model: Path, tmp_path: Path) -> None:
+    report = json.loads((own_model / "report.json").read_text())
+    report["recipe"]["calibration"] = "elsewhere/photographs"
+    copy = tmp_path / "out"
+    copy.mkdir()
+    for path in own_model.glob("*.onnx"):
+        (copy / path.name).write_bytes(path.read_bytes())
+    (copy / "report.json").write_text(json.dumps(report))
+    with pytest.raises(RecipeError, match=r"'elsewhere/photographs', which is no folder.*--data DIR"):
+        write_kit("python", copy, tmp_path / "kit")
+    with pytest.raises(DataError, match="There is no folder"):
+        write_kit("python", copy, tmp_path / "kit", request=KitRequest(data=tmp_path / "none"))
+
+
+def test_another_profile_is_asked_for_by_its_target(own_model: Path, tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match=r"no model in profile s8.*tensorrt-rtx.*--target"):
+        write_kit("jetson", own_model, tmp_path / "kit")
+
+
+@pytest.mark.parametrize(
+    ("text", "match"),
+    [
+        (b"a\nb\nc\n", "holds 3 class names, but the model has 4"),
+        (b"a\n\nc\nd\n", "Line 2 of .* is no class name"),
+        (b"a\nb\nc\n" + b"d" * 201, "Line 4 of .* is no class name"),
+        (b"a\nb\nc\n\xff\n", "cannot be read"),
+    ],
+)
+def test_class_names_that_do_not_fit_are_refused(text: bytes, match: str, tmp_path: Path) -> None:
+    (tmp_path / "labels.txt").write_bytes(text)
+    with pytest.raises(DataError, match=match):
+        read_class_names(tmp_path / "labels.txt", 4)
+
+
+def test_class_names_of_an_ultralytics_export_are_found(tmp_path: Path) -> None:
+    folder = quantized(tmp_path)
+    path = folder / "model.fp32.onnx"
+    for text, expected in (
+        ("{0: 'a', 1: 'b', 2: 'c', 3: 'd'}", ("a", "b", "c", "d")),
+        ("{0: 'a', 1: 'b'}", tuple("0123")),
+        ("__import__('os').getcwd()", tuple("0123")),
+    ):
+        model = onnx.load(str(path))
+        del model.metadata_props[:]
+        model.metadata_props.add(key="names", value=text)
+        onnx.save(model, str(path))
+        kit = tmp_path / f"kit-{expected[0]}-{len(text)}"
+        assert write_kit("python", folder, kit, request=KitRequest(images=4)).classes == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("my net (v2)", "my-net-v2"), ("..", "model"), ("ä" * 3, "model"), ("a" * 99, "a" * 80)],
+)
+def test_any_stem_becomes_a_name(text: str, expected: str) -> None:
+    assert kit_name(text) == expected
