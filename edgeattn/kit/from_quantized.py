@@ -62,7 +62,10 @@ def quantized_source(
             f"A kit holds photographs for its self-test, and {folder} was calibrated with {str(place)!r}, which is no "
             "folder of images here. Say where some are: --data DIR."
         )
-    return KitSource(folder_images(place), False, preprocess, _class_names(folder, outputs, classes))
+    images = folder_images(place)
+    if not len(images):
+        raise DataError(f"{place} holds no images. Say where photographs are: --data DIR.")
+    return KitSource(images, False, preprocess, _class_names(folder, outputs, classes))
 
 
 def read_class_names(path: Path, outputs: int) -> tuple[str, ...]:

@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 import dataclasses
-import io
 import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 from pydantic import ValidationError
 
 from edgeattn.artifact import OnnxArtifact, sha256_of_bytes, sha256_of_file, verify_sha256
 from edgeattn.data.datasets import load_dataset
-from edgeattn.data.image_set import DataSplits, ImageSet
+from edgeattn.data.image_set import DataSplits
 from edgeattn.data.preprocess import normalize_pixels, resize_and_crop
 from edgeattn.data.spec import DataSpec
-from edgeattn.errors import ArtifactError, DataError, EdgeAttnError, RecipeError
+from edgeattn.errors import ArtifactError, EdgeAttnError, RecipeError
 from edgeattn.export.artifacts import save_artifact
 from edgeattn.kit.from_quantized import KitSource, kit_name, quantized_source, without_softmax
 from edgeattn.kit.model_folder import add_file, write_manifest
+from edgeattn.kit.photographs import pick_images, take_photograph
 from edgeattn.kit.spec import (
     WEB_VARIANT,
     KitFile,
@@ -42,7 +40,7 @@ from edgeattn.progress import Progress, SilentProgress
 from edgeattn.report import Report, load_report
 from edgeattn.targets import get_target
 
-__all__ = ["DEFAULT_IMAGES", "KitRequest", "build_model", "describe_export", "pick_images"]
+__all__ = ["DEFAULT_IMAGES", "KitRequest", "build_model", "describe_export"]
 
 DEFAULT_IMAGES = 40
 
@@ -50,8 +48,6 @@ _FLOAT = "fp32"
 _REFERENCE_TARGET = "ort-cpu"
 _OF_PROFILE = {"u8": "ort-cpu", "s8": "tensorrt-rtx"}
 _VARIANT_TARGETS = {"openvino": "openvino-cpu"}
-# A kit is carried to a device: a few of these must not outweigh the model many times.
-_LARGEST_IMAGE_BYTES = 512 * 1024
 # Integer kernels of another runtime round some values one step differently, and later layers carry that on.
 _TOLERANCE_SHARE = 0.1
 
@@ -142,33 +138,6 @@ def build_model(
     )
     write_manifest(model, folder / "model.json")
     return model
-
-
-def pick_images(images: ImageSet, count: int) -> list[int]:
-    """Choose about `count` images, spread evenly over the classes and within each; always the same ones.
-
-    Files above 512 KiB are passed over: a kit is carried to a device.
-
-    Returns:
-        Indices, the classes taking turns.
-
-    Raises:
-        DataError: If every file is too large.
-    """
-    small = np.array([_is_small(images.path(index)) for index in range(len(images))])
-    by_class = [np.flatnonzero((images.labels == label) & small) for label in np.unique(images.labels[small])]
-    if not by_class:
-        raise DataError(
-            f"All {len(images)} validation images are larger than {_LARGEST_IMAGE_BYTES // 1024} KiB, too "
-            "large to be part of a kit. Name a folder of smaller copies: --data DIR."
-        )
-    quota = max(1, count // len(by_class))
-    chosen: list[int] = []
-    for turn in range(quota):
-        for members in by_class:
-            if turn < len(members) and len(chosen) < count:
-                chosen.append(int(members[turn * len(members) // min(quota, len(members))]))
-    return chosen
 
 
 def describe_export(run: Path, profile: str) -> OnnxArtifact:
@@ -291,8 +260,8 @@ def _reference(
     progress: Progress,
 ) -> tuple[Reference, dict[str, KitFile]]:
     images, preprocess = source.images, source.preprocess
-    photographs = list(_photographs(images, request.images))
-    pixels = [resize_and_crop(images.image(index), preprocess) for index, _, _ in photographs]
+    photographs = [take_photograph(images, index) for index in pick_images(images, request.images)]
+    pixels = [resize_and_crop(item.rgb, preprocess) for item in photographs]
     batch = np.stack([normalize_pixels(item, preprocess) for item in pixels])
     logits = _answers(exported, batch, work / "engine")
     tolerance = float(_TOLERANCE_SHARE * np.abs(logits).max())
@@ -309,14 +278,14 @@ def _reference(
         )
     entries, names = [], list[NamedFile]()
     for number, place in enumerate(kept, 1):
-        index, suffix, data = photographs[place]
-        names.append(add_file(folder, f"images/{number:04d}{suffix}", data))
+        item = photographs[place]
+        names.append(add_file(folder, f"images/{number:04d}{item.suffix}", item.data))
         entries.append(
             ReferenceImage(
                 file=names[-1].file,
                 sha256=names[-1].sha256,
                 pixels_sha256=sha256_of_bytes(pixels[place].tobytes()),
-                label=int(images.labels[index]) if source.labelled else None,
+                label=int(images.labels[item.index]) if source.labelled else None,
                 top1=int(logits[place].argmax()),
                 logits=tuple(float(value) for value in logits[place]),
             )
@@ -335,34 +304,3 @@ def _answers(model: OnnxArtifact, batch: NDArray[np.float32], work: Path) -> NDA
     engine = target.build(target.lower(model, work), work)
     with target.open(engine) as session:
         return run_session(session, batch, model.inputs[0].name, model.outputs[0].name)
-
-
-def _photographs(images: ImageSet, count: int) -> Iterator[tuple[int, str, bytes]]:
-    """Yield the index, suffix and content of each reference photograph."""
-    for index in pick_images(images, count):
-        copied = _as_stored(images, index)
-        yield (index, *(copied if copied is not None else (".png", _as_png(images.image(index)))))
-
-
-def _as_stored(images: ImageSet, index: int) -> tuple[str, bytes] | None:
-    """Return suffix and content of an image's own file, where every kit's decoder reads it alike."""
-    path = images.path(index)
-    if path is None:
-        return None
-    data = path.read_bytes()
-    with Image.open(io.BytesIO(data)) as image:
-        suffix = {"JPEG": ".jpg", "PNG": ".png"}.get(image.format or "")
-        turned = image.getexif().get(0x0112, 1) != 1
-        if suffix is None or turned or image.mode not in ("RGB", "L") or "transparency" in image.info:
-            return None
-    return suffix, data
-
-
-def _is_small(path: Path | None) -> bool:
-    return path is None or path.stat().st_size <= _LARGEST_IMAGE_BYTES
-
-
-def _as_png(rgb: NDArray[np.uint8]) -> bytes:
-    stream = io.BytesIO()
-    Image.fromarray(rgb).save(stream, format="PNG", optimize=True)
-    return stream.getvalue()

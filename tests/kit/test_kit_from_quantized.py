@@ -96,6 +96,9 @@ def test_photographs_that_are_gone_are_asked_for(own_model: Path, tmp_path: Path
         write_kit("python", copy, tmp_path / "kit")
     with pytest.raises(DataError, match="There is no folder"):
         write_kit("python", copy, tmp_path / "kit", request=KitRequest(data=tmp_path / "none"))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no images"):
+        write_kit("python", copy, tmp_path / "kit", request=KitRequest(data=tmp_path / "empty"))
 
 
 def test_another_profile_is_asked_for_by_its_target(own_model: Path, tmp_path: Path) -> None:
