@@ -42,7 +42,7 @@ _LIKE_NORMALIZED = (0.9, 3.2)
 
 
 class ModelInput(BaseModel):
-    """From a decoded 8-bit RGB image to the float32 NCHW tensor that a model takes.
+    """From a decoded 8-bit RGB image to the float32 tensor that a model takes.
 
     The image is fitted to the frame on 8-bit pixels, scaled to [0, 1], and normalized by channel.
     """
@@ -54,6 +54,10 @@ class ModelInput(BaseModel):
     channels: Annotated[
         Literal["rgb", "bgr", "gray"], Field(description="Order of the channels; gray is ITU-R 601 luma.")
     ] = "rgb"
+    layout: Annotated[
+        Literal["nchw", "nhwc"],
+        Field(description="Of the tensor; nhwc is how TensorFlow's models are exported."),
+    ] = "nchw"
     fit: Annotated[
         Fit,
         Field(
@@ -85,6 +89,13 @@ class ModelInput(BaseModel):
         return 1 if self.channels == "gray" else 3
 
     @property
+    def shape(self) -> tuple[int, ...]:
+        """Of one image's tensor."""
+        if self.layout == "nhwc":
+            return self.height, self.width, self.depth
+        return self.depth, self.height, self.width
+
+    @property
     def normalization(self) -> str:
         """Name of the normalization, or its numbers ``MEAN/STD``."""
         for name, parts in NORMALIZATIONS.items():
@@ -107,7 +118,8 @@ class ModelInput(BaseModel):
         }.get(self.normalization, f"mean/std {self.normalization}")
         fitted = {"crop": "cropped", "stretch": "stretched", "letterbox": "letterboxed"}[self.fit]
         colours = self.channels if self.channels == "gray" else self.channels.upper()
-        return f"{colours}, {fitted} to {self.height} x {self.width}, {values}"
+        last = ", channels last" if self.layout == "nhwc" else ""
+        return f"{colours}, {fitted} to {self.height} x {self.width}, {values}{last}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -134,7 +146,7 @@ def model_input(
     """Return how images become a model's input.
 
     Args:
-        shape: Of the input: (1, 3, H, W), or (1, 1, H, W) for gray images.
+        shape: Of the input: (1, 3, H, W), or (1, 1, H, W) for gray images; or channels last.
         options: What the user says.
         guess: What the model tells; where that is nothing, images are cropped and normalized as for ImageNet, gray
             ones to values of 0 to 1.
@@ -145,33 +157,39 @@ def model_input(
         RecipeError: If the options do not fit together.
     """
     options, guess = options or ImageOptions(), guess or ImageOptions()
-    if len(shape) != 4 or shape[1] not in (1, 3):
-        raise ModelError(_no_image(shape))
-    if not all(_LEAST_SIDE <= side <= _LARGEST_SIDE for side in shape[2:]):
+    layout = _layout_of(shape)
+    if layout is None:
+        raise ModelError(
+            f"The model's input has shape {shape}, which images do not fit: expected (1, 3, height, width), or "
+            f"(1, 1, height, width) for gray ones. {_AS_ARRAY.format(rest=', '.join(map(str, shape[1:])))}."
+        )
+    depth, height, width = shape[1:] if layout == "nchw" else (shape[3], *shape[1:3])
+    if not all(_LEAST_SIDE <= side <= _LARGEST_SIDE for side in (height, width)):
         raise ModelError(
             f"The model's input has shape {shape}; images are made for sides of {_LEAST_SIDE} to {_LARGEST_SIDE}. "
             f"{_AS_ARRAY.format(rest=', '.join(map(str, shape[1:])))}."
         )
-    gray = shape[1] == 1
+    gray = depth == 1
     if gray and options.bgr:
         raise RecipeError(
             "The model takes gray images, in which there is no order of channels: leave out bgr."
         )
-    if recorded is not None and (recorded.depth, recorded.height, recorded.width) == tuple(shape[1:]):
+    if recorded is not None and recorded.shape == tuple(shape[1:]):
         start = recorded
     else:
         mean, std = NORMALIZATIONS[guess.normalization or ("unit" if gray else "imagenet")]
         start = ModelInput(
-            height=shape[2],
-            width=shape[3],
+            height=height,
+            width=width,
             channels="gray" if gray else "rgb",
+            layout=layout,
             fit=guess.fit or "crop",
             mean=mean,
             std=std,
         )
     changes: dict[str, object] = {}
     if options.normalization is not None:
-        changes["mean"], changes["std"] = parse_normalization(options.normalization, shape[1])
+        changes["mean"], changes["std"] = parse_normalization(options.normalization, depth)
     if options.fit is not None:
         changes["fit"] = options.fit
     if options.bgr is not None and not gray:
@@ -226,14 +244,9 @@ def guess_normalization(factor: float, shift: float) -> str | None:
 _AS_ARRAY = "Give its inputs as an .npy file of float32, shape (images, {rest})"
 
 
-def _no_image(shape: tuple[int, ...]) -> str:
-    channels_last = len(shape) == 4 and shape[3] in (1, 3)
-    way = (
-        "Export the model channels first"
-        if channels_last
-        else _AS_ARRAY.format(rest=", ".join(map(str, shape[1:])))
-    )
-    return (
-        f"The model's input has shape {shape}, which images do not fit: expected (1, 3, height, width), or "
-        f"(1, 1, height, width) for gray ones. {way}."
-    )
+def _layout_of(shape: tuple[int, ...]) -> Literal["nchw", "nhwc"] | None:
+    if len(shape) != 4:
+        return None
+    if shape[1] in (1, 3):
+        return "nchw"
+    return "nhwc" if shape[3] in (1, 3) else None

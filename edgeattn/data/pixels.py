@@ -105,13 +105,14 @@ def materialize(
     """Return every image as a network input.
 
     Returns:
-        float32 of shape (count, channels, height, width), bit-equal to `preprocess_image` of each image.
+        float32 of shape (count, channels, height, width), or channels last, bit-equal to `preprocess_image` of each image.
 
     Raises:
         DataError: If images cannot be used (how many, and the first few), or would not fit memory.
     """
     height, width, channels = frame_of(preprocess)
-    shape = (len(images), channels, height, width)
+    one = preprocess.shape if isinstance(preprocess, ModelInput) else (channels, height, width)
+    shape = (len(images), *one)
     _check_memory(shape, 4)
     ready: Iterable[NDArray[np.uint8]]
     if cache_dir is None:

@@ -44,7 +44,7 @@ def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preprocess | ModelInput
         preprocess: What to do.
 
     Returns:
-        Contiguous float32 of shape (channels, height, width).
+        Contiguous float32 of shape (channels, height, width); channels last where `preprocess` says so.
 
     Raises:
         DataError: If `rgb` is not 8-bit RGB, or is so elongated that resizing it would not fit memory.
@@ -167,9 +167,11 @@ def normalize_pixels(pixels: NDArray[np.uint8], preprocess: Preprocess | ModelIn
         preprocess: `mean` and `std` are used.
 
     Returns:
-        Contiguous float32 of shape (..., channels, height, width).
+        Contiguous float32 of shape (..., channels, height, width); channels last where `preprocess` says so.
     """
     mean = np.asarray(preprocess.mean, dtype=np.float32)
     std = np.asarray(preprocess.std, dtype=np.float32)
     scaled: NDArray[Any] = (pixels.astype(np.float32) / np.float32(255) - mean) / std
+    if isinstance(preprocess, ModelInput) and preprocess.layout == "nhwc":
+        return np.ascontiguousarray(scaled)
     return np.ascontiguousarray(np.moveaxis(scaled, -1, -3))

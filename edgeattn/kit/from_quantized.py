@@ -127,9 +127,11 @@ def _preprocess(folder: Path) -> Preprocess:
             f"{folder} does not say how images become inputs, which a kit must know: the model was calibrated with an array "
             "of inputs, or by an earlier edgeattn. Quantize it with a folder of images."
         )
-    if images.height != images.width or images.channels != "rgb" or images.fit == "letterbox":
+    if (images.height, images.channels, images.layout) != (images.width, "rgb", "nchw") or (
+        images.fit == "letterbox"
+    ):
         raise RecipeError(
-            f"Kits prepare square RGB images, cropped or stretched; this model takes {images.describe()}. Use the engines "
+            f"Kits prepare square RGB images, cropped or stretched, channels first; this model takes {images.describe()}. Use the engines "
             f"in {folder} with a program of your own."
         )
     mean, std = ((*part * 3,)[:3] if len(part) == 1 else part for part in (images.mean, images.std))
@@ -151,15 +153,22 @@ def _class_names(folder: Path, outputs: int, classes: Path | None) -> tuple[str,
 
 
 def _recorded_names(folder: Path, outputs: int) -> tuple[str, ...] | None:
-    """Return the names that an Ultralytics export keeps in its metadata: ``{0: 'tench', ...}``."""
+    """Return names that exporters keep: ``{0: 'tench', ...}`` (Ultralytics), or one a line (PaddlePaddle's converters)."""
     import onnx
 
-    text = Graph(onnx.load(str(folder / "model.fp32.onnx"))).metadata.get("names", "")
-    if not text or len(text) > _LARGEST_NAMES_BYTES:
-        return None
-    try:
-        names = ast.literal_eval(text)
-        found = tuple(str(names[index])[:_LONGEST_NAME] for index in range(outputs))
-    except (ValueError, SyntaxError, MemoryError, RecursionError, LookupError, TypeError):
-        return None
-    return found if all(found) and len(names) == outputs else None
+    noted = Graph(onnx.load(str(folder / "model.fp32.onnx"))).metadata
+    for text, read in ((noted.get("names", ""), ast.literal_eval), (noted.get("character", ""), _lines)):
+        if not text or len(text) > _LARGEST_NAMES_BYTES:
+            continue
+        try:
+            names = read(text)
+            found = tuple(str(names[index])[:_LONGEST_NAME] for index in range(outputs))
+        except (ValueError, SyntaxError, MemoryError, RecursionError, LookupError, TypeError):
+            continue
+        if all(found) and len(names) == outputs:
+            return found
+    return None
+
+
+def _lines(text: str) -> list[str]:
+    return text.split("\n")

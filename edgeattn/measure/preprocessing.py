@@ -68,6 +68,9 @@ def compare_inputs(
     """
     if not images:
         raise DataError("There are no images to compare inputs of.")
+    if isinstance(preprocess, ModelInput) and preprocess.layout == "nhwc":
+        preprocess = preprocess.model_copy(update={"layout": "nchw"})
+        got = np.moveaxis(got, -1, 1) if got.ndim == 4 else got
     expected = np.stack(
         [normalize_pixels(resize_and_crop(image, preprocess), preprocess) for image in images]
     )

@@ -74,6 +74,19 @@ def test_borders_are_as_wide_on_both_sides() -> None:
     assert (result[:, 48:] == 114).all()
 
 
+def test_channels_come_last_where_the_model_has_them_last() -> None:
+    image, first = noise(12, 20), model_input((1, 3, 16, 24), ImageOptions("unit"))
+    last = model_input((1, 16, 24, 3), ImageOptions("unit"))
+    assert (first.layout, last.layout) == ("nchw", "nhwc")
+    given = preprocess_image(image, last)
+    assert given.flags.c_contiguous
+    np.testing.assert_array_equal(given, preprocess_image(image, first).transpose(1, 2, 0))
+    whole = materialize(ImageSet.from_array(image[None], [0]), last)
+    np.testing.assert_array_equal(whole, given[None])
+    assert model_input((1, 16, 24, 1)).channels == "gray"
+    assert "channels last" in last.describe()
+
+
 def test_blue_comes_first_where_it_is_asked_for() -> None:
     image = noise(12, 12)
     rgb, bgr = (ModelInput(height=12, width=12, fit="stretch", channels=order) for order in ("rgb", "bgr"))
@@ -156,7 +169,7 @@ def test_what_the_user_says_comes_before_what_was_recorded_and_that_before_a_gue
 @pytest.mark.parametrize(
     ("shape", "way"),
     [
-        ((1, 96, 96, 3), "Export the model channels first"),
+        ((1, 3, 28), r"npy file of float32, shape \(images, 3, 28\)"),
         ((1, 4, 28, 28), r"npy file of float32, shape \(images, 4, 28, 28\)"),
         ((1, 3, 8192, 64), r"sides of 8 to 4096.*shape \(images, 3, 8192, 64\)"),
     ],

@@ -79,7 +79,9 @@ def test_a_model_without_a_softmax_stays_as_it_is(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("options", [ImageOptions(fit="letterbox"), ImageOptions(bgr=True)])
 def test_images_that_kits_do_not_prepare_are_refused(options: ImageOptions, tmp_path: Path) -> None:
-    with pytest.raises(RecipeError, match=r"square RGB images, cropped or stretched; this model takes"):
+    with pytest.raises(
+        RecipeError, match=r"square RGB images, cropped or stretched, channels first; this model takes"
+    ):
         write_kit("python", quantized(tmp_path, options=options), tmp_path / "kit")
     assert not (tmp_path / "kit").exists()
 
@@ -121,17 +123,19 @@ def test_class_names_that_do_not_fit_are_refused(text: bytes, match: str, tmp_pa
         read_class_names(tmp_path / "labels.txt", 4)
 
 
-def test_class_names_of_an_ultralytics_export_are_found(tmp_path: Path) -> None:
+def test_class_names_that_exporters_keep_are_found(tmp_path: Path) -> None:
     folder = quantized(tmp_path)
     path = folder / "model.fp32.onnx"
-    for text, expected in (
-        ("{0: 'a', 1: 'b', 2: 'c', 3: 'd'}", ("a", "b", "c", "d")),
-        ("{0: 'a', 1: 'b'}", tuple("0123")),
-        ("__import__('os').getcwd()", tuple("0123")),
+    for key, text, expected in (
+        ("names", "{0: 'a', 1: 'b', 2: 'c', 3: 'd'}", ("a", "b", "c", "d")),
+        ("names", "{0: 'a', 1: 'b'}", tuple("0123")),
+        ("names", "__import__('os').getcwd()", tuple("0123")),
+        ("character", "a\nb\nc\nd", ("a", "b", "c", "d")),
+        ("character", "a\nb\nc", tuple("0123")),
     ):
         model = onnx.load(str(path))
         del model.metadata_props[:]
-        model.metadata_props.add(key="names", value=text)
+        model.metadata_props.add(key=key, value=text)
         onnx.save(model, str(path))
         kit = tmp_path / f"kit-{expected[0]}-{len(text)}"
         assert write_kit("python", folder, kit, request=KitRequest(images=4)).classes == expected

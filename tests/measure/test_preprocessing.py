@@ -78,6 +78,14 @@ def test_the_difference_is_named_in_any_frame(case: str) -> None:
     assert text in found.evidence
 
 
+def test_the_difference_is_named_with_channels_last() -> None:
+    images, last = drawn(), FRAME.model_copy(update={"layout": "nhwc"})
+    changed = last.model_copy(update={"channels": "bgr"})
+    got = np.stack([preprocess_image(image, changed) for image in images])
+    assert compare_inputs(images, last, got).cause == "channel-order"
+    assert compare_inputs(images, changed, got).cause == "equal"
+
+
 def test_a_crop_one_pixel_off_is_named() -> None:
     images = drawn()
     wide = PREPROCESS.model_copy(update={"size": 66})
