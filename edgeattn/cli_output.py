@@ -59,8 +59,8 @@ def report_text(report: Report, json_path: Path, html_path: Path, *, width: int 
 
 def _write_report(console: Console, report: Report, json_path: Path, html_path: Path) -> None:
     from edgeattn.cli_coverage import print_coverage
-    from edgeattn.report import device_text, outputs_text, slower_text
     from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
+    from edgeattn.report_text import device_text, outputs_text, slower_text
 
     float_top1 = "" if report.fp32.top1 is None else f", float top-1 {_percent(report.fp32.top1)}"
     console.print(

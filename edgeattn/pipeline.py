@@ -21,6 +21,7 @@ from edgeattn.pipeline_workspace import Workspace
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.recipe import Recipe
 from edgeattn.report import EpochResult, Fp32Result, ReasonResult, Report, TargetResult, write_report
+from edgeattn.report_inputs import input_sheet
 from edgeattn.targets import TimingPlan, get_target, is_emulated
 
 if TYPE_CHECKING:
@@ -118,7 +119,7 @@ def run_recipe(
             ReasonResult(bound="targets", passed=False, text="no target of the recipe is available here")
         )
     report = _report(recipe, prepared, space, results, reasons)
-    write_report(report, out)
+    write_report(report, out, input_sheet(work.images, recipe.data.preprocess))
     return report
 
 

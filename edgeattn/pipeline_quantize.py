@@ -45,6 +45,7 @@ from edgeattn.report import (
     SensitivityResult,
     write_report,
 )
+from edgeattn.report_inputs import input_sheet
 from edgeattn.targets import TimingPlan, get_target, target_names
 
 __all__ = [
@@ -166,7 +167,7 @@ def quantize_onnx(
         reasons += judge_target(name, measured, accept)
     report.reasons = reasons
     report.verdict = "pass" if all(reason.passed for reason in reasons) else "fail"
-    write_report(report, out)
+    write_report(report, out, input_sheet(held_out, prepared))
     return report
 
 

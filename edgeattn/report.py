@@ -9,12 +9,15 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, JsonValue, ValidationError
 
 from edgeattn.artifact import atomic_write, read_json, write_bytes
 from edgeattn.errors import ArtifactError
+
+if TYPE_CHECKING:
+    from edgeattn.report_inputs import InputSheet
 
 __all__ = [
     "SCHEMA_VERSION",
@@ -29,10 +32,7 @@ __all__ = [
     "Report",
     "StageResult",
     "TargetResult",
-    "device_text",
     "load_report",
-    "outputs_text",
-    "slower_text",
     "report_schema",
     "write_report",
 ]
@@ -304,8 +304,13 @@ class Report(BaseModel):
         return value is True
 
 
-def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
+def write_report(report: Report, folder: Path, inputs: InputSheet | None = None) -> tuple[Path, Path]:
     """Write ``report.json`` and ``report.html`` into `folder`, each whole or not at all.
+
+    Args:
+        report: What was measured.
+        folder: Where to.
+        inputs: A picture of the network's inputs, for the page.
 
     Returns:
         The two paths.
@@ -317,7 +322,7 @@ def write_report(report: Report, folder: Path) -> tuple[Path, Path]:
 
     json_path, html_path = folder / "report.json", folder / "report.html"
     write_bytes(json_path, (report.model_dump_json(indent=2) + "\n").encode())
-    html = render_html(report)
+    html = render_html(report, inputs)
     with atomic_write(html_path) as temporary:
         temporary.write_text(html, encoding="utf-8")
     return json_path, html_path
@@ -347,41 +352,6 @@ def load_report(path: Path | str) -> Report:
             f"{path} is not an edgeattn report: {where}: {first['msg']} ({exc.error_count()} problems). "
             "Name a report.json that `edgeattn run` wrote."
         ) from exc
-
-
-def outputs_text(target: TargetResult) -> str:
-    """Return the SQNR of each of several outputs, worst first; empty where there is one."""
-    ratios = sorted(target.outputs_sqnr_db.items(), key=lambda item: math.inf if item[1] is None else item[1])
-    return ", ".join(
-        f"{name} {'identical' if ratio is None else f'{ratio:.1f} dB'}" for name, ratio in ratios
-    )
-
-
-def slower_text(name: str, target: TargetResult) -> str:
-    """Return by how much INT8 is slower than FP32, if that is beyond doubt; empty otherwise, and for the reference."""
-    if name == "reference" or target.speedup_interval is None or target.speedup_interval[1] >= 1:
-        return ""
-    slowest, fastest = (1 / value for value in target.speedup_interval)
-    return (
-        f"INT8 takes {fastest:.2f} to {slowest:.2f} times as long as FP32 here; "
-        "`edgeattn profile` of the INT8 engine shows where the time goes"
-    )
-
-
-def device_text(build: Mapping[str, Any]) -> str:
-    """Return where a target on another machine ran, and with which runtime; empty for one that runs here.
-
-    Args:
-        build: An engine's details; a device's own words are in ``build["device"]``.
-    """
-    device = build.get("device")
-    if not isinstance(device, Mapping):
-        return ""
-    what = device.get("model") or f"no known Jetson ({device.get('architecture', 'unknown processor')})"
-    jetpack = f", JetPack {device['jetpack']}" if device.get("jetpack") else ""
-    runtime = str(build.get("runtime") or "")
-    without = ", so without TensorRT" if runtime.startswith("ort ") else ""
-    return f"ran on {what}{jetpack}, with {runtime or 'an unknown runtime'}{without}"
 
 
 def report_schema() -> Mapping[str, Any]:

@@ -15,12 +15,13 @@ import yaml
 
 from edgeattn import report_plots
 from edgeattn.errors import MissingExtraError
-from edgeattn.report import device_text, outputs_text, slower_text
 from edgeattn.report_coverage import coverage_rows
 from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
+from edgeattn.report_text import device_text, outputs_text, slower_text
 
 if TYPE_CHECKING:
     from edgeattn.report import LatencyResult, Report, TargetResult
+    from edgeattn.report_inputs import InputSheet
 
 __all__ = ["render_html"]
 
@@ -48,7 +49,7 @@ p{{margin:.4rem 0}} .muted{{color:var(--muted)}} .small{{font-size:.86rem}}
 .good{{color:var(--good);background:var(--good-bg)}} .bad{{color:var(--bad);background:var(--bad-bg)}}
 .nw{{white-space:nowrap}} .chip{{padding:.05rem .55rem;border-radius:999px;font-size:.86rem;white-space:nowrap}}
 .neutral{{background:var(--card);border:1px solid var(--line)}}
-.scroll{{overflow-x:auto}}
+.scroll{{overflow-x:auto}} img{{max-width:100%;height:auto;border-radius:6px}}
 table{{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}}
 caption{{text-align:left;color:var(--muted);font-size:.86rem;padding-bottom:.4rem}}
 th,td{{padding:.42rem .7rem;text-align:right;border-bottom:1px solid var(--line);vertical-align:top}}
@@ -71,12 +72,16 @@ _STATUS_CLASS = {"ok": "good", "built": "neutral", "unavailable": "neutral", "fa
 _NOTHING = "–"
 
 
-def render_html(report: Report) -> str:
-    """Return the page. Without matplotlib it has no plots, and says how to get them."""
+def render_html(report: Report, inputs: InputSheet | None = None) -> str:
+    """Return the page, with a picture of the network's inputs if there is one.
+
+    Without matplotlib it has no plots, and says how to get them.
+    """
     sections = [
         _header(report),
         _reasons(report),
         _targets(report),
+        _inputs(inputs),
         _plots(report),
         _latency(report),
         _ladder(report),
@@ -89,7 +94,7 @@ def render_html(report: Report) -> str:
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         # Whatever slipped through the escaping could still not run or reach anything.
-        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">\n"
+        "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'; img-src data:\">\n"
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         f"<title>{_text(title)}</title>\n<style>{_CSS}</style>\n</head>\n<body>\n<main>\n"
         + "\n".join(section for section in sections if section)
@@ -109,7 +114,9 @@ def _header(report: Report) -> str:
     elif not passed:
         summary = "The run did not finish as asked; see the targets."
     description = str(report.recipe.get("description") or "")
-    figures = f"FP32 top-1 {_share(report.fp32.top1)} on {report.fp32.n:,} images"
+    figures = f"{report.fp32.n:,} images"
+    if report.fp32.top1 is not None:
+        figures = f"FP32 top-1 {_share(report.fp32.top1)} on {figures}"
     return (
         f"<header><h1>{_text(report.name)}</h1>"
         + (f'<p class="muted">{_text(description)}</p>' if description else "")
@@ -162,6 +169,13 @@ def _targets(report: Report) -> str:
         f'<p class="note small">{note}</p>' for note in notes
     )
     return _section("Targets", body)
+
+
+def _inputs(sheet: InputSheet | None) -> str:
+    if sheet is None:
+        return ""
+    picture = f'<img src="{sheet.data_uri()}" width="{sheet.width}" alt="Inputs of the network">'
+    return _section("What the network sees", f'<p class="small muted">{_text(sheet.caption)}</p>{picture}')
 
 
 def _target_cells(name: str, target: TargetResult) -> tuple[str, ...]:

@@ -86,7 +86,7 @@ def test_failed_write_leaves_the_old_report(tmp_path: Path, monkeypatch: pytest.
     write_report(make_report(), tmp_path)
     before = (tmp_path / "report.html").read_text(encoding="utf-8")
 
-    def fail(report: Report) -> str:
+    def fail(report: Report, inputs: object) -> str:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("edgeattn.report_html.render_html", fail)

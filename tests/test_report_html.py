@@ -13,8 +13,9 @@ import pytest
 from report_samples import make_report
 
 from edgeattn.cli_output import report_text
-from edgeattn.report import Report, TargetResult, outputs_text, slower_text
+from edgeattn.report import Report, TargetResult
 from edgeattn.report_html import render_html
+from edgeattn.report_text import outputs_text, slower_text
 
 HOSTILE = "<script>alert('x')</script>\"'&$x$--><!--\x1b[31m]]>"
 VOID = {"meta", "br", "hr", "img", "link", "input"}
