@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from pydantic import ValidationError
 
-from edgeattn.data import load_calibration
+from edgeattn.artifact import read_json, write_json
+from edgeattn.data import CalibrationSet, load_calibration
 from edgeattn.data.model_input import ImageOptions, ModelInput, guess_normalization, model_input
 from edgeattn.errors import ArtifactError, DataError, RecipeError
 from edgeattn.onnx_graph import Graph
@@ -17,10 +18,19 @@ from edgeattn.progress import Progress
 from edgeattn.quant.pixel_input import preparing_nodes
 from edgeattn.report import load_report
 
-__all__ = ["IMAGES", "image_guess", "inputs_for", "prepare_images", "recorded_images"]
+__all__ = [
+    "IMAGES",
+    "image_guess",
+    "inputs_for",
+    "prepare_images",
+    "record_seen",
+    "recorded_images",
+    "seen_images",
+]
 
 IMAGES = "images"
 """Under which a report's recipe says how `edgeattn quantize` made inputs of images."""
+_SEEN = "calibration_images.json"
 
 
 def image_guess(graph: Graph) -> ImageOptions:
@@ -102,7 +112,7 @@ def inputs_for(
     progress: Progress,
     prepared: ModelInput | None = None,
     limit: int | None = None,
-) -> NDArray[np.float32]:
+) -> CalibrationSet:
     """Load inputs of a model's shape (1, C, H, W).
 
     Args:
@@ -126,4 +136,25 @@ def inputs_for(
         raise DataError(
             f"{source} holds inputs of shape {found.tensors.shape[1:]}, but the model takes {tuple(shape[1:])}."
         )
-    return found.tensors
+    return found
+
+
+def record_seen(folder: Path, digests: Sequence[str]) -> None:
+    """Note in a folder which images a model was calibrated with: SHA-256 of their files."""
+    write_json(folder / _SEEN, {"sha256": list(digests)})
+
+
+def seen_images(folder: Path) -> frozenset[str]:
+    """Return what `record_seen` noted; nothing where there is no note.
+
+    Raises:
+        ArtifactError: If the note is damaged.
+    """
+    path = folder / _SEEN
+    if not path.is_file():
+        return frozenset()
+    noted = read_json(path)
+    found = noted.get("sha256") if isinstance(noted, dict) else None
+    if not isinstance(found, list) or not all(isinstance(item, str) for item in found):
+        raise ArtifactError(f"{path} is no list of images. Quantize the model again.")
+    return frozenset(found)

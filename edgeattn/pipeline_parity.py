@@ -23,7 +23,7 @@ from edgeattn.measure.pair_saturation import prove_pair_saturation
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_causes import quantized_tensors
 from edgeattn.pipeline_deploy import module_of
-from edgeattn.pipeline_images import prepare_images, recorded_images
+from edgeattn.pipeline_images import prepare_images, recorded_images, seen_images
 from edgeattn.pipeline_parity_data import ParityData, load_parity_data, load_run
 from edgeattn.pipeline_parity_verdict import judge_parity, top1_spread
 from edgeattn.pipeline_probe import compare_layers
@@ -116,15 +116,18 @@ def parity_model(
     graph = Graph(base)
     (given, *_), outputs = graph.io_specs()
     shape, answers = given.shape, Answers.of(outputs)
-    run, prepared = load_run(model), None
+    run, prepared, seen = load_run(model), None, frozenset[str]()
     if run is not None and image_options not in (None, ImageOptions()):
         raise RecipeError(
             f"{model} is a run, whose recipe says how images become inputs: leave out --normalization, --fit and --bgr."
         )
     if run is None and data is not None:
-        recorded = recorded_images(model if model.is_dir() else model.parent)
-        prepared = prepare_images(graph, data, image_options, recorded)
-    found = load_parity_data(run, data, shape, progress, limit, with_seen=with_seen, prepared=prepared)
+        origin = model if model.is_dir() else model.parent
+        prepared = prepare_images(graph, data, image_options, recorded_images(origin))
+        seen = seen_images(origin)
+    found = load_parity_data(
+        run, data, shape, progress, limit, with_seen=with_seen, prepared=prepared, seen=seen
+    )
     result: dict[str, Any] = {
         "schema_version": 1,
         "n": len(found.tensors),

@@ -114,6 +114,7 @@ def load_parity_data(
     *,
     with_seen: bool = False,
     prepared: ModelInput | None = None,
+    seen: frozenset[str] = frozenset(),
 ) -> ParityData:
     """Load inputs of a model's shape.
 
@@ -126,6 +127,7 @@ def load_parity_data(
         limit: Most images to use; unseen ones come first.
         with_seen: Take what the run learned from as well.
         prepared: How images become inputs of a model that is from no run.
+        seen: SHA-256 of the images that such a model was calibrated with.
 
     Raises:
         DataError: If there are no such images.
@@ -133,7 +135,7 @@ def load_parity_data(
     if data is None and run is None:
         raise DataError("There is no data to compare on: give --data, a folder of images or an .npy file.")
     if data is not None and not data.is_dir():
-        tensors = inputs_for(data, shape, progress)[:limit]
+        tensors = inputs_for(data, shape, progress).tensors[:limit]
         return ParityData(tensors, None, None, 0, (), data.name)
     own = _own_splits(run, data, progress)
     preprocess = run.spec.preprocess if run is not None else prepared
@@ -148,7 +150,7 @@ def load_parity_data(
     else:
         folder = data if data is not None else Path()
         parts, labelled = _folder_sets(folder, progress)
-        seen = _seen_by(run)
+        seen = seen | _seen_by(run)
         sets = _where(parts, lambda digest: digest not in seen)
         seen_sets = _where(parts, lambda digest: digest in seen)
         source = folder.name
@@ -159,7 +161,8 @@ def load_parity_data(
         sets = _first(sets, limit)
     if not sets:
         raise DataError(
-            f"No images are left of {source}: all were used for calibration or training. Give others."
+            f"No images are left of {source}: all were used for calibration or training. Give others, or take these: "
+            "--with-seen."
         )
     tensors = np.concatenate(
         [

@@ -28,7 +28,7 @@ from edgeattn.measure import describe_environment, run_session
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_coverage import STRICT_COVERAGE
 from edgeattn.pipeline_deploy import Workload, deploy, judge_target
-from edgeattn.pipeline_images import IMAGES, inputs_for, prepare_images
+from edgeattn.pipeline_images import IMAGES, inputs_for, prepare_images, record_seen
 from edgeattn.pipeline_layers import layer_results
 from edgeattn.pipeline_sensitivity import sensitivity_results
 from edgeattn.pipeline_workspace import Workspace
@@ -112,13 +112,15 @@ def quantize_onnx(
     prepared = prepare_images(graph, data, image_options)
     if prepared is not None:
         progress.note(f"images: {prepared.describe()}")
-    tensors = inputs_for(data, shape, progress, prepared, limit)
+    loaded = inputs_for(data, shape, progress, prepared, limit)
+    tensors = loaded.tensors
     # Every other one: folders are sorted, by class or by time, and either half would be a part of the world.
     shares = len(tensors) >= 2 * MIN_CALIBRATION_IMAGES
     images, held_out = (tensors[::2], tensors[1::2]) if shares else (tensors, tensors)
     out.mkdir(parents=True, exist_ok=True)
     space = Workspace(out, progress)
     planned = _plan(space, float_model, images, config or PtqConfig(), progress)
+    record_seen(out, loaded.digests[::2] if shares else loaded.digests)
     source = {"source": model.name}
     fp32 = save_artifact(float_model, out / "model.fp32.onnx", "fp32", source)
     profiles: dict[str, Profile] = {"u8": "u8", "s8": "s8"}

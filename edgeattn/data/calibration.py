@@ -115,12 +115,14 @@ class CalibrationSet:
         tensors: float32 of shape (count, channels, height, width).
         ids: Name of each image.
         manifest: What named the images; None for a plain folder or array.
+        digests: SHA-256 of each image's file; none for an array.
     """
 
     name: str
     tensors: NDArray[np.float32]
     ids: tuple[str, ...]
     manifest: CalibrationManifest | None = None
+    digests: tuple[str, ...] = ()
 
     def __len__(self) -> int:
         return len(self.tensors)
@@ -294,7 +296,7 @@ def _from_manifest(
 ) -> CalibrationSet:
     images = select_calibration_images(manifest, data, base_dir)
     tensors = materialize(images, preprocess, progress=progress)
-    return CalibrationSet(manifest.name, tensors, images.ids, manifest)
+    return CalibrationSet(manifest.name, tensors, images.ids, manifest, images.digests)
 
 
 def _from_folder(
@@ -303,7 +305,8 @@ def _from_folder(
     images = folder_images(folder)
     images = images.subset(spread(len(images), limit))
     _check_count(len(images), f"Folder {folder}")
-    return CalibrationSet(folder.name, materialize(images, preprocess, progress=progress), images.ids)
+    tensors = materialize(images, preprocess, progress=progress)
+    return CalibrationSet(folder.name, tensors, images.ids, digests=images.digests)
 
 
 def _from_npy(path: Path, limit: int | None) -> CalibrationSet:

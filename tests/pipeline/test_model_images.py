@@ -10,9 +10,15 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from PIL import Image
 
 from edgeattn.data.model_input import ImageOptions
-from edgeattn.errors import RecipeError
+from edgeattn.errors import ArtifactError, RecipeError
 from edgeattn.onnx_graph import Graph
-from edgeattn.pipeline_images import image_guess, inputs_for, prepare_images
+from edgeattn.pipeline_images import (
+    image_guess,
+    inputs_for,
+    prepare_images,
+    record_seen,
+    seen_images,
+)
 from edgeattn.progress import SilentProgress
 
 
@@ -90,8 +96,8 @@ def photographs(folder: Path, count: int = 24) -> Path:
 def test_a_limit_spreads_over_a_folder(tmp_path: Path) -> None:
     folder = photographs(tmp_path / "photos")
     prepared = prepare_images(before_a_convolution(), folder, ImageOptions("pixels", "stretch"))
-    all_of_them = inputs_for(folder, (1, 3, 8, 8), SilentProgress(), prepared)
-    some = inputs_for(folder, (1, 3, 8, 8), SilentProgress(), prepared, 16)
+    all_of_them = inputs_for(folder, (1, 3, 8, 8), SilentProgress(), prepared).tensors
+    some = inputs_for(folder, (1, 3, 8, 8), SilentProgress(), prepared, 16).tensors
     assert len(all_of_them) == 24
     places = [next(i for i, one in enumerate(all_of_them) if np.array_equal(one, other)) for other in some]
     assert len(set(places)) == 16
@@ -103,3 +109,12 @@ def test_options_of_images_are_refused_for_an_array(tmp_path: Path) -> None:
     with pytest.raises(RecipeError, match=r"is an array of inputs.*--normalization"):
         prepare_images(before_a_convolution(), tmp_path / "a.npy", ImageOptions("unit"))
     assert prepare_images(before_a_convolution(), tmp_path / "a.npy", ImageOptions()) is None
+
+
+def test_which_images_calibrated_is_noted(tmp_path: Path) -> None:
+    assert seen_images(tmp_path) == frozenset()
+    record_seen(tmp_path, ["a" * 64, "b" * 64])
+    assert seen_images(tmp_path) == {"a" * 64, "b" * 64}
+    (tmp_path / "calibration_images.json").write_text("[1]")
+    with pytest.raises(ArtifactError, match="no list of images"):
+        seen_images(tmp_path)

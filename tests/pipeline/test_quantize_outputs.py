@@ -123,7 +123,7 @@ def test_parity_makes_inputs_of_photographs_as_quantize_did(tmp_path: Path) -> N
     onnx.save(detector(open_sizes=True), str(tmp_path / "detector.onnx"))
     photographs = tmp_path / "photographs"
     photographs.mkdir()
-    for index in range(16):
+    for index in range(33):
         pixels = np.random.default_rng(index).integers(0, 256, (30 + index, 40, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(photographs / f"{index:02}.png")
     report = quantize_onnx(
@@ -146,6 +146,8 @@ def test_parity_makes_inputs_of_photographs_as_quantize_did(tmp_path: Path) -> N
     for model in (tmp_path / "out", tmp_path / "out" / "model.u8.onnx"):
         found = parity_model(model, ["ort-cpu"], photographs, layer_images=0)
         assert found["data"]["preprocess"] == prepared
+        assert (found["n"], found["data"]["left_out"]) == (16, 17), "every other one calibrated"
+    assert parity_model(model, ["ort-cpu"], photographs, layer_images=0, with_seen=True)["n"] == 33
     changed = parity_model(
         tmp_path / "out", ["ort-cpu"], photographs, layer_images=0, image_options=ImageOptions(fit="stretch")
     )
