@@ -13,8 +13,8 @@ from pydantic import ValidationError
 
 from edgeattn.data import DataSplits, ImageSet, load_dataset, materialize
 from edgeattn.data.datasets import expand_path
-from edgeattn.data.model_input import ModelInput
-from edgeattn.data.spec import DataSpec, Preprocess
+from edgeattn.data.model_input import ModelInput, Preparation
+from edgeattn.data.spec import DataSpec
 from edgeattn.errors import ArtifactError, DataError
 from edgeattn.measure.preprocessing import InputFinding, compare_inputs
 from edgeattn.pipeline_images import inputs_for
@@ -42,7 +42,7 @@ class ParityData:
 
     tensors: NDArray[np.float32]
     labels: NDArray[np.int64] | None
-    preprocess: Preprocess | ModelInput | None
+    preprocess: Preparation | None
     left_out: int
     sets: tuple[ImageSet, ...]
     source: str

@@ -12,8 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeattn.data.model_input import ModelInput
-from edgeattn.data.spec import Preprocess
+from edgeattn.data.model_input import ModelInput, Preparation
 
 __all__ = ["InputSheet", "input_sheet"]
 
@@ -43,9 +42,7 @@ class InputSheet:
         return "data:image/jpeg;base64," + base64.b64encode(self.jpeg).decode()
 
 
-def input_sheet(
-    tensors: NDArray[np.float32], preparation: Preprocess | ModelInput | None
-) -> InputSheet | None:
+def input_sheet(tensors: NDArray[np.float32], preparation: Preparation | None) -> InputSheet | None:
     """Return a picture of some inputs; None where they are no images.
 
     Args:
@@ -68,7 +65,7 @@ def input_sheet(
     return InputSheet(stream.getvalue(), sheet.width, f"{len(shown)} of {len(tensors)}; {_way(preparation)}.")
 
 
-def _way(preparation: Preprocess | ModelInput | None) -> str:
+def _way(preparation: Preparation | None) -> str:
     if preparation is None:
         return "an array's values, each image from its least to its largest"
     if isinstance(preparation, ModelInput):
@@ -78,7 +75,7 @@ def _way(preparation: Preprocess | ModelInput | None) -> str:
     return f"RGB, {fitted} to {preparation.size} x {preparation.size}, mean {mean}, deviation {std}"
 
 
-def _picture(tensor: NDArray[np.float32], preparation: Preprocess | ModelInput | None) -> Image.Image | None:
+def _picture(tensor: NDArray[np.float32], preparation: Preparation | None) -> Image.Image | None:
     last = isinstance(preparation, ModelInput) and preparation.layout == "nhwc"
     if tensor.ndim != 3 or tensor.shape[2 if last else 0] not in (1, 3):
         return None

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from report_samples import make_report
 
-from edgeattn.data.model_input import ImageOptions, ModelInput, model_input
+from edgeattn.data.model_input import ImageOptions, ModelInput, Preparation, model_input
 from edgeattn.data.preprocess import preprocess_image
 from edgeattn.data.spec import Preprocess
 from edgeattn.report_html import render_html
@@ -28,7 +28,7 @@ def flags(count: int = 3) -> list[NDArray[np.uint8]]:
     ]
 
 
-def shown(tensors: NDArray[np.float32], preparation: Preprocess | ModelInput | None) -> NDArray[np.int16]:
+def shown(tensors: NDArray[np.float32], preparation: Preparation | None) -> NDArray[np.int16]:
     sheet = input_sheet(tensors, preparation)
     assert sheet is not None
     with Image.open(io.BytesIO(sheet.jpeg)) as image:
@@ -46,7 +46,7 @@ def shown(tensors: NDArray[np.float32], preparation: Preprocess | ModelInput | N
     ],
     ids=["of a recipe", "bgr", "channels last", "not square"],
 )
-def test_pictures_are_the_images_again(preparation: Preprocess | ModelInput) -> None:
+def test_pictures_are_the_images_again(preparation: Preparation) -> None:
     images = flags()
     picture = shown(np.stack([preprocess_image(image, preparation) for image in images]), preparation)
     height = 90 if isinstance(preparation, ModelInput) and preparation.height == 90 else 120

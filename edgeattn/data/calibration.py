@@ -20,9 +20,9 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from edgeattn.data.datasets import folder_images, load_dataset
 from edgeattn.data.image_set import DataSplits, ImageSet
-from edgeattn.data.model_input import ModelInput
+from edgeattn.data.model_input import Preparation
 from edgeattn.data.pixels import Progress, materialize
-from edgeattn.data.spec import DataSpec, Preprocess
+from edgeattn.data.spec import DataSpec
 from edgeattn.data.splits import select_balanced
 from edgeattn.errors import DataError
 
@@ -176,7 +176,7 @@ def load_manifest(path: Path) -> CalibrationManifest:
 def load_calibration(
     source: Path | CalibrationManifest,
     data: DataSplits | None = None,
-    preprocess: Preprocess | ModelInput | None = None,
+    preprocess: Preparation | None = None,
     base_dir: Path | None = None,
     *,
     limit: int | None = None,
@@ -278,7 +278,7 @@ def _check_disjoint(manifest: CalibrationManifest, chosen: ImageSet, measured: I
         )
 
 
-def _needed(preprocess: Preprocess | ModelInput | None) -> Preprocess | ModelInput:
+def _needed(preprocess: Preparation | None) -> Preparation:
     if preprocess is None:
         raise DataError(
             "Calibration images need the network's preprocessing (size, mean, std). Give it, or give an "
@@ -290,7 +290,7 @@ def _needed(preprocess: Preprocess | ModelInput | None) -> Preprocess | ModelInp
 def _from_manifest(
     manifest: CalibrationManifest,
     data: DataSplits | None,
-    preprocess: Preprocess | ModelInput,
+    preprocess: Preparation,
     base_dir: Path,
     progress: Progress | None,
 ) -> CalibrationSet:
@@ -300,7 +300,7 @@ def _from_manifest(
 
 
 def _from_folder(
-    folder: Path, preprocess: Preprocess | ModelInput, limit: int | None, progress: Progress | None
+    folder: Path, preprocess: Preparation, limit: int | None, progress: Progress | None
 ) -> CalibrationSet:
     images = folder_images(folder)
     images = images.subset(spread(len(images), limit))

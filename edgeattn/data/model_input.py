@@ -7,12 +7,12 @@ proportions. `guess_normalization` reads what the file does say; the rest is the
 from __future__ import annotations
 
 import dataclasses
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
-from edgeattn.data.spec import IMAGENET_MEAN, IMAGENET_STD
+from edgeattn.data.spec import IMAGENET_MEAN, IMAGENET_STD, Preprocess
 from edgeattn.errors import ModelError, RecipeError
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "Fit",
     "ImageOptions",
     "ModelInput",
+    "Preparation",
     "guess_normalization",
     "model_input",
     "parse_normalization",
@@ -120,6 +121,10 @@ class ModelInput(BaseModel):
         colours = self.channels if self.channels == "gray" else self.channels.upper()
         last = ", channels last" if self.layout == "nhwc" else ""
         return f"{colours}, {fitted} to {self.height} x {self.width}, {values}{last}"
+
+
+Preparation: TypeAlias = Preprocess | ModelInput
+"""How images become inputs: as a recipe says, or as a model that comes without one wants them."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from edgeattn.artifact import atomic_write
 from edgeattn.data.image_set import ImageSet, bad_images_error
-from edgeattn.data.model_input import ModelInput
+from edgeattn.data.model_input import ModelInput, Preparation
 from edgeattn.data.preprocess import frame_of, normalize_pixels, resize_and_crop
 from edgeattn.data.spec import Augmentation, Preprocess
 from edgeattn.errors import DataError
@@ -49,7 +49,7 @@ def training_geometry(preprocess: Preprocess, augmentation: Augmentation) -> Pre
 
 def load_pixels(
     images: ImageSet,
-    preprocess: Preprocess | ModelInput,
+    preprocess: Preparation,
     *,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -97,7 +97,7 @@ def load_pixels(
 
 def materialize(
     images: ImageSet,
-    preprocess: Preprocess | ModelInput,
+    preprocess: Preparation,
     *,
     cache_dir: Path | None = None,
     progress: Progress | None = None,
@@ -143,7 +143,7 @@ def iterate_batches(
 
 
 def _decode(
-    images: ImageSet, preprocess: Preprocess | ModelInput, progress: Progress | None
+    images: ImageSet, preprocess: Preparation, progress: Progress | None
 ) -> Iterator[NDArray[np.uint8]]:
     """Yield each image at its final size; bad ones are collected and reported together."""
     bad: list[DataError] = []
@@ -163,7 +163,7 @@ def _decode(
         raise bad_images_error(bad, len(images))
 
 
-def _fit(image: NDArray[np.uint8], name: str, preprocess: Preprocess | ModelInput) -> NDArray[np.uint8]:
+def _fit(image: NDArray[np.uint8], name: str, preprocess: Preparation) -> NDArray[np.uint8]:
     try:
         return resize_and_crop(image, preprocess)
     except DataError as exc:
@@ -179,7 +179,7 @@ def _check_memory(shape: tuple[int, ...], bytes_each: int) -> None:
         )
 
 
-def _cache_key(images: ImageSet, preprocess: Preprocess | ModelInput) -> str:
+def _cache_key(images: ImageSet, preprocess: Preparation) -> str:
     geometry = preprocess.model_dump(mode="json", exclude={"mean", "std"})
     text = json.dumps([_CACHE_VERSION, images.fingerprint, geometry])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

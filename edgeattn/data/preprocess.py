@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from edgeattn.data.images import MAX_IMAGE_PIXELS
-from edgeattn.data.model_input import ModelInput
+from edgeattn.data.model_input import ModelInput, Preparation
 from edgeattn.data.spec import Preprocess
 from edgeattn.errors import DataError
 
@@ -36,7 +36,7 @@ _BORDER = 114
 """Grey of letterboxes, as YOLO's trainers use it."""
 
 
-def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preprocess | ModelInput) -> NDArray[np.float32]:
+def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preparation) -> NDArray[np.float32]:
     """Turn one decoded image into a network input.
 
     Args:
@@ -52,14 +52,14 @@ def preprocess_image(rgb: NDArray[np.uint8], preprocess: Preprocess | ModelInput
     return normalize_pixels(resize_and_crop(rgb, preprocess), preprocess)
 
 
-def frame_of(preprocess: Preprocess | ModelInput) -> tuple[int, int, int]:
+def frame_of(preprocess: Preparation) -> tuple[int, int, int]:
     """Return (height, width, channels) of an image that is ready to be normalized."""
     if isinstance(preprocess, ModelInput):
         return preprocess.height, preprocess.width, preprocess.depth
     return preprocess.size, preprocess.size, 3
 
 
-def resized_size(width: int, height: int, preprocess: Preprocess | ModelInput) -> tuple[int, int]:
+def resized_size(width: int, height: int, preprocess: Preparation) -> tuple[int, int]:
     """Return (width, height) after resizing and before cropping or bordering.
 
     The side that decides becomes exactly what it must; the other is rounded down, as torchvision does.
@@ -87,7 +87,7 @@ def _scaled(width: int, height: int, wide: int, high: int, *, covers: bool) -> t
     return (max(wide, other) if covers else max(1, other)), high
 
 
-def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preprocess | ModelInput) -> NDArray[np.uint8]:
+def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preparation) -> NDArray[np.uint8]:
     """Resize with Pillow's antialiased filters, and crop around the centre or add borders, on 8-bit pixels.
 
     Args:
@@ -124,7 +124,7 @@ def resize_and_crop(rgb: NDArray[np.uint8], preprocess: Preprocess | ModelInput)
 
 
 def place_in_frame(
-    pixels: NDArray[np.uint8], preprocess: Preprocess | ModelInput, *, down: int = 0, right: int = 0
+    pixels: NDArray[np.uint8], preprocess: Preparation, *, down: int = 0, right: int = 0
 ) -> NDArray[np.uint8]:
     """Crop a resized image around its centre, or add borders, and bring its channels into order.
 
@@ -151,7 +151,7 @@ def place_in_frame(
     return _in_order(image, preprocess)
 
 
-def _in_order(image: Image.Image, preprocess: Preprocess | ModelInput) -> NDArray[np.uint8]:
+def _in_order(image: Image.Image, preprocess: Preparation) -> NDArray[np.uint8]:
     channels = preprocess.channels if isinstance(preprocess, ModelInput) else "rgb"
     if channels == "gray":
         return np.array(image.convert("L"), dtype=np.uint8)[..., None]
@@ -159,7 +159,7 @@ def _in_order(image: Image.Image, preprocess: Preprocess | ModelInput) -> NDArra
     return np.ascontiguousarray(pixels[..., ::-1]) if channels == "bgr" else pixels
 
 
-def normalize_pixels(pixels: NDArray[np.uint8], preprocess: Preprocess | ModelInput) -> NDArray[np.float32]:
+def normalize_pixels(pixels: NDArray[np.uint8], preprocess: Preparation) -> NDArray[np.float32]:
     """Scale 8-bit pixels to [0, 1], subtract the mean and divide by the deviation, in float32.
 
     Args:

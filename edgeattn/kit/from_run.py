@@ -109,8 +109,8 @@ def build_model(
             measured = get_target(_REFERENCE_TARGET).lower(exported, work)
             _check_is_what_was_measured(report, run, measured)
         exported = _giving_logits(exported, work)
-        # Runs of other versions may lack it.
-        kept = (run / f"model.{_FLOAT}.onnx").is_file()
+        # After QAT the weights are others, and the distance from the float network says nothing of roundings.
+        kept = report.quant.get("method") == "ptq" and (run / f"model.{_FLOAT}.onnx").is_file()
         floating = _giving_logits(describe_export(run, _FLOAT), work) if kept else None
         lowered = _carried(exported, request, work)
         model_file = add_file(folder, f"model.{request.profile}.onnx", lowered.path.read_bytes())

@@ -10,14 +10,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from edgeattn.data.model_input import ModelInput
+from edgeattn.data.model_input import ModelInput, Preparation
 from edgeattn.data.preprocess import (
     normalize_pixels,
     place_in_frame,
     resize_and_crop,
     resized_size,
 )
-from edgeattn.data.spec import Preprocess
 from edgeattn.errors import DataError
 
 __all__ = ["InputFinding", "compare_inputs"]
@@ -54,7 +53,7 @@ class InputFinding:
 
 
 def compare_inputs(
-    images: Sequence[Pixels], preprocess: Preprocess | ModelInput, got: NDArray[np.float32]
+    images: Sequence[Pixels], preprocess: Preparation, got: NDArray[np.float32]
 ) -> InputFinding:
     """Compare inputs that something else made of decoded images with what `preprocess` gives.
 
@@ -103,7 +102,7 @@ def compare_inputs(
 
 
 def _candidates(
-    images: Sequence[Pixels], preprocess: Preprocess | ModelInput, expected: NDArray[np.float32]
+    images: Sequence[Pixels], preprocess: Preparation, expected: NDArray[np.float32]
 ) -> Iterator[tuple[str, str, NDArray[np.float32]]]:
     if expected.shape[1] == 3:
         other = "RGB for BGR" if getattr(preprocess, "channels", "rgb") == "bgr" else "BGR for RGB"
@@ -125,7 +124,7 @@ def _candidates(
             yield "crop", text, normalize_pixels(moved, preprocess)
 
 
-def _has_margin(preprocess: Preprocess | ModelInput) -> bool:
+def _has_margin(preprocess: Preparation) -> bool:
     """Whether crops leave something of the image on every side."""
     if isinstance(preprocess, ModelInput):
         return preprocess.fit == "crop" and preprocess.crop_pct < 1
@@ -133,8 +132,8 @@ def _has_margin(preprocess: Preprocess | ModelInput) -> bool:
 
 
 def _other_geometries(
-    preprocess: Preprocess | ModelInput,
-) -> Iterator[tuple[str, Preprocess | ModelInput]]:
+    preprocess: Preparation,
+) -> Iterator[tuple[str, Preparation]]:
     if isinstance(preprocess, ModelInput):
         names = {"crop": "cropping", "stretch": "stretching", "letterbox": "letterboxing"}
         for fit, doing in names.items():
@@ -159,11 +158,11 @@ def _other_geometries(
             yield f"resizing the short side to {preprocess.size}, not {preprocess.resize}", whole
 
 
-def _all(images: Sequence[Pixels], preprocess: Preprocess | ModelInput) -> NDArray[np.float32]:
+def _all(images: Sequence[Pixels], preprocess: Preparation) -> NDArray[np.float32]:
     return np.stack([normalize_pixels(resize_and_crop(image, preprocess), preprocess) for image in images])
 
 
-def _plain_bilinear(image: Pixels, preprocess: Preprocess | ModelInput) -> Pixels:
+def _plain_bilinear(image: Pixels, preprocess: Preparation) -> Pixels:
     """Sample four neighbours, as OpenCV and graphics units do, whatever the scale."""
     width, height = resized_size(image.shape[1], image.shape[0], preprocess)
     x = (np.arange(width) + 0.5) * image.shape[1] / width - 0.5
@@ -180,7 +179,7 @@ def _plain_bilinear(image: Pixels, preprocess: Preprocess | ModelInput) -> Pixel
     return place_in_frame(pixels, preprocess)
 
 
-def _shifted(image: Pixels, preprocess: Preprocess | ModelInput, down: int, right: int) -> Pixels:
+def _shifted(image: Pixels, preprocess: Preparation, down: int, right: int) -> Pixels:
     size = resized_size(image.shape[1], image.shape[0], preprocess)
     kind = getattr(Image.Resampling, preprocess.interpolation.upper())
     whole = np.array(Image.fromarray(np.ascontiguousarray(image)).resize(size, kind))
