@@ -11,8 +11,9 @@ from edgeattn.data.datasets import folder_images
 from edgeattn.data.image_set import ImageSet
 from edgeattn.data.spec import Preprocess
 from edgeattn.errors import DataError, RecipeError
-from edgeattn.onnx_graph import Graph, attribute
+from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_images import recorded_images
+from edgeattn.quant.output_weights import answering_softmax
 from edgeattn.report import Report
 
 __all__ = ["KitSource", "kit_name", "quantized_source", "read_class_names", "without_softmax"]
@@ -103,9 +104,8 @@ def without_softmax(graph: Graph) -> bool:
     Kits compute probabilities from logits by themselves. The softmax changes neither their order nor, taken twice,
     anything but how sure the answers seem.
     """
-    (answer,) = graph.output_names
-    node = graph.producer.get(answer)
-    if node is None or node.op_type != "Softmax" or int(attribute(node, "axis", -1)) not in (-1, 1):
+    node = answering_softmax(graph)
+    if node is None:
         return False
     before = node.input[0]
     graph.nodes.remove(node)
@@ -115,7 +115,7 @@ def without_softmax(graph: Graph) -> bool:
         graph.nodes.append(node)
         graph.reindex()
         return False
-    maker.output[list(maker.output).index(before)] = answer
+    maker.output[list(maker.output).index(before)] = node.output[0]
     graph.reindex()
     return True
 

@@ -12,12 +12,13 @@ from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto
+from onnx import ModelProto, NodeProto
 
-from edgeattn.onnx_graph import Graph
+from edgeattn.answers import Answers
+from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.onnx_plain import open_plain
 
-__all__ = ["output_weights", "weigh_outputs"]
+__all__ = ["answering_softmax", "output_weights", "weigh_outputs"]
 
 _KEY = "edgeattn.output_weights"
 _IMAGES = 16
@@ -58,3 +59,13 @@ def output_weights(graph: Graph) -> dict[str, float]:
         name: float(value) if isinstance(value, int | float) and math.isfinite(value) and value > 0 else 1.0
         for name, value in ((name, found.get(name)) for name in graph.output_names)
     }
+
+
+def answering_softmax(graph: Graph) -> NodeProto | None:
+    """Return the softmax that turns a classifier's scores into its answer; None where there is none."""
+    if len(graph.output_names) != 1 or not Answers.of(graph.io_specs()[1]).are_classes:
+        return None
+    node = graph.producer.get(graph.output_names[0])
+    if node is None or node.op_type != "Softmax" or int(attribute(node, "axis", -1)) not in (-1, 1):
+        return None
+    return node

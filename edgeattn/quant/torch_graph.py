@@ -17,7 +17,7 @@ from onnx import NodeProto
 from edgeattn.answers import Answers
 from edgeattn.onnx_graph import Graph
 from edgeattn.onnx_node import evaluate_node
-from edgeattn.quant.output_weights import output_weights
+from edgeattn.quant.output_weights import answering_softmax, output_weights
 from edgeattn.quant.plan import Profile, QuantParams, QuantPlan
 from edgeattn.quant.torch_operations import OPERATIONS
 
@@ -45,8 +45,10 @@ class TorchGraph:
             name: torch.from_numpy(np.array(value)) for name, value in self.graph.constants.items()
         }
         self.input_name = self.graph.input_names[0]
-        self.output_names = frozenset(self.graph.output_names)
         self._weights = output_weights(self.graph)
+        softmax = answering_softmax(self.graph)
+        self._scores = softmax.input[0] if softmax is not None else ""
+        self.output_names = frozenset([self._scores] if self._scores else self.graph.output_names)
         self._last_use = {name: i for i, node in enumerate(self.graph.nodes) for name in node.input}
 
     def __call__(self, batch: Tensor, quantizers: Mapping[str, Quantizer] | None = None) -> Tensor:
@@ -56,7 +58,13 @@ class TorchGraph:
         return self.answer(values)
 
     def answer(self, values: Mapping[str, Tensor]) -> Tensor:
-        """Return what the graph says: its output, or several as rows (N, numbers), each divided by its size."""
+        """Return what the graph says: its output, or several as rows (N, numbers), each divided by its size.
+
+        Of a classifier whose probabilities a softmax gives, the scores before it: where one class is all but certain,
+        probabilities tell of no error until it changes the answer.
+        """
+        if self._scores:
+            return values[self._scores]
         if len(self._weights) == 1:
             return values[next(iter(self._weights))]
         return torch.cat([values[name].flatten(1) * weight for name, weight in self._weights.items()], dim=1)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from onnx import ModelProto, helper, numpy_helper
 from quant_networks import Builder, inverted_residual, pictures, run
 
+from edgeattn.export.canonical_affine import fold_affine
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.onnx_graph import Graph
 from edgeattn.quant import simulation
@@ -65,3 +67,45 @@ def test_a_meter_finds_the_float_graph_perfect() -> None:
     step = PlanMeter(Graph(model), place, images).step("float", plan, 0.0)
     assert step.agreement_u8 == step.agreement_s8 == 1.0
     assert min(step.sqnr_db_u8, step.sqnr_db_s8) > 100
+
+
+def with_softmax(model: ModelProto) -> ModelProto:
+    """Return a classifier that gives probabilities, and is all but certain of them."""
+    changed = ModelProto()
+    changed.CopyFrom(model)
+    (given,) = changed.graph.output
+    for node in changed.graph.node:
+        for place, name in enumerate(node.output):
+            if name == given.name:
+                node.output[place] = "scores"
+    changed.graph.initializer.append(numpy_helper.from_array(np.float32(40), "forty"))
+    changed.graph.node.append(helper.make_node("Mul", ["scores", "forty"], ["certain"]))
+    changed.graph.node.append(helper.make_node("Softmax", ["certain"], [given.name], axis=1))
+    return changed
+
+
+def test_errors_are_those_of_the_scores_where_a_softmax_answers() -> None:
+    model, images = inverted_residual(), pictures(4)
+    network = TorchGraph(Graph(with_softmax(model)))
+    assert network.gives_classes
+    plain = TorchGraph(Graph(model))
+    for image in images:
+        batch = torch.from_numpy(image)
+        torch.testing.assert_close(network(batch), 40 * plain(batch))
+
+
+def test_a_softmax_changes_nothing_about_a_plan() -> None:
+    """Probabilities near 1 would tell of no error, and the ladder would end at its first step."""
+    model, images = inverted_residual(), pictures(32)
+    # How certain an answer is does matter to what its values weigh.
+    config = PtqConfig(tuning_steps=4, importance=False)
+    steps = [make_plan(canonical(network), images, config).ladder for network in (model, with_softmax(model))]
+    for bare, answering in zip(*steps, strict=True):
+        assert answering.step.split(":")[0] == bare.step.split(":")[0]
+        assert answering.sqnr_db_u8 == pytest.approx(bare.sqnr_db_u8, abs=0.1)
+
+
+def canonical(model: ModelProto) -> ModelProto:
+    graph = Graph(model)
+    fold_affine(graph)
+    return graph.to_model()
