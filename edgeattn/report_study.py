@@ -130,6 +130,9 @@ def save_results(results: StudyResults, folder: Path) -> Path:
 # --------------------------------------------------------------------------------- what they say
 
 
+_LEAST_SEEDS = 3
+
+
 @dataclasses.dataclass(frozen=True)
 class Estimate:
     """A mean over seeds.
@@ -143,6 +146,14 @@ class Estimate:
     mean: float
     interval: Interval | None
     seeds: int
+
+    @property
+    def tells(self) -> bool:
+        """Whether there are seeds enough for a verdict.
+
+        Accuracies are whole images, so two seeds are often the same number of them apart, and their interval empty.
+        """
+        return self.seeds >= _LEAST_SEEDS
 
     @property
     def sign(self) -> int:
@@ -187,13 +198,13 @@ class BlockSummary:
     def verdicts(self, mode: Mode) -> dict[str, list[str]]:
         """Return which attentions are ``better`` or ``worse`` than none beyond the interval, or ``equal`` within it.
 
-        ``unknown`` are those with a single seed in common with none.
+        ``unknown`` are those with fewer than three seeds in common with none.
         """
         found: dict[str, list[str]] = {"better": [], "equal": [], "worse": [], "unknown": []}
         for name, modes in self.versus_none.items():
             estimate = modes[mode]
             where = {1: "better", 0: "equal", -1: "worse"}[estimate.sign]
-            found["unknown" if estimate.interval is None else where].append(name)
+            found[where if estimate.tells else "unknown"].append(name)
         return found
 
 

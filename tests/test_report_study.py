@@ -96,7 +96,7 @@ def test_the_sentences_say_where_attention_does_not_pay() -> None:
     assert "FP32: better than none beyond the interval: se (+2.10 ± 0.25)" in text
     assert "not told from none, so that it does not pay here: eca (+0.00 ± 2.48)" in text
     assert "worse than none beyond the interval: triplet (-3.10 ± 0.25)" in text
-    assert "one seed only, so that nothing can be said: cbam (+5.00)" in text
+    assert "fewer than three seeds, so that nothing can be said: cbam (+5.00)" in text
     assert (
         "INT8 loses against FP32 of the same network beyond the interval: none PTQ s8 (-5.10 ± 0.25)." in text
     )
@@ -119,13 +119,30 @@ def test_the_page_says_how_ptq_was_tuned() -> None:
         assert said in render_study_page(summarize_study(cells), "A study", {})
 
 
+def test_two_seeds_that_are_equal_by_chance_are_no_verdict() -> None:
+    """Accuracies are whole images: two seeds often differ from FP32 by the same number of them."""
+    cells = [
+        cell(name, seed, 0.8 + 0.1 * seed, ptq_u8=0.79 + 0.1 * seed)
+        for name in ("none", "se")
+        for seed in (0, 1)
+    ]
+    (block,) = summarize_study(cells)
+    assert block.versus_fp32["se"]["ptq_u8"].interval == pytest.approx((-0.01, -0.01))
+    assert block.verdicts("fp32")["unknown"] == ["se"]
+    assert (
+        conclusions(block)[-1] == "With fewer than three seeds nothing can be said about INT8 against FP32."
+    )
+
+
 def test_of_a_network_with_one_seed_nothing_is_said_about_int8() -> None:
-    (mixed,) = summarize_study([*(cell("none", seed, 0.8) for seed in range(2)), cell("se", 0, 0.8)])
+    (mixed,) = summarize_study([*(cell("none", seed, 0.8) for seed in range(3)), cell("se", 0, 0.8)])
     assert conclusions(mixed)[-1].endswith(
-        "beyond the interval. Of se there is one seed, which says nothing about it."
+        "beyond the interval. Of se there are fewer than three seeds, which say nothing about it."
     )
     (single,) = summarize_study([cell("none", 0, 0.8), cell("se", 0, 0.8)])
-    assert conclusions(single)[-1] == "With one seed nothing can be said about INT8 against FP32."
+    assert (
+        conclusions(single)[-1] == "With fewer than three seeds nothing can be said about INT8 against FP32."
+    )
 
 
 def test_the_page_has_every_figure_and_its_plots(tmp_path: Path) -> None:
