@@ -47,7 +47,11 @@ def handle_errors(command: Callable[P, R]) -> Callable[P, R]:
         except typer.Exit:
             raise
         except KeyboardInterrupt:
-            resumes = "; run the same command again to resume" if command.__name__ in _RESUMED else ""
+            resumes = (
+                "; run the same command again: what it finished is kept"
+                if command.__name__ in _RESUMED
+                else ""
+            )
             code = _complain(f"interrupted{resumes}", _INTERRUPTED)
         except BrokenPipeError:
             # The reader (head, say) has what it wanted. Python would complain again at its exit.

@@ -11,7 +11,13 @@ from pydantic import ValidationError
 
 from edgeattn.artifact import read_json, write_json
 from edgeattn.data import CalibrationSet, load_calibration
-from edgeattn.data.model_input import ImageOptions, ModelInput, guess_normalization, model_input
+from edgeattn.data.model_input import (
+    ImageOptions,
+    ModelInput,
+    Preparation,
+    guess_normalization,
+    model_input,
+)
 from edgeattn.errors import ArtifactError, DataError, RecipeError
 from edgeattn.onnx_graph import Graph
 from edgeattn.progress import Progress
@@ -110,7 +116,7 @@ def inputs_for(
     source: Path,
     shape: tuple[int, ...],
     progress: Progress,
-    prepared: ModelInput | None = None,
+    prepared: Preparation | None = None,
     limit: int | None = None,
 ) -> CalibrationSet:
     """Load inputs of a model's shape (1, C, H, W).

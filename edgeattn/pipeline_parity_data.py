@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from pydantic import ValidationError
 
 from edgeattn.data import DataSplits, ImageSet, load_dataset, materialize
-from edgeattn.data.datasets import expand_path
+from edgeattn.data.datasets import expand_path, folder_images
 from edgeattn.data.model_input import ModelInput, Preparation
 from edgeattn.data.spec import DataSpec
 from edgeattn.errors import ArtifactError, DataError
@@ -134,11 +134,11 @@ def load_parity_data(
     """
     if data is None and run is None:
         raise DataError("There is no data to compare on: give --data, a folder of images or an .npy file.")
+    preprocess = run.spec.preprocess if run is not None else prepared
     if data is not None and not data.is_dir():
-        tensors = inputs_for(data, shape, progress).tensors[:limit]
+        tensors = inputs_for(data, shape, progress, preprocess).tensors[:limit]
         return ParityData(tensors, None, None, 0, (), data.name)
     own = _own_splits(run, data, progress)
-    preprocess = run.spec.preprocess if run is not None else prepared
     if preprocess is None:
         raise DataError("It is not said how images become inputs of this model: give them as an .npy file.")
     if own is not None:
@@ -214,14 +214,10 @@ def _folder_sets(folder: Path, progress: Progress) -> tuple[tuple[ImageSet, ...]
     if has_folders:
         splits = load_dataset(DataSpec(kind="image_folder", root=folder.resolve()), folder)
         return (splits.train, splits.validation), True
-    from edgeattn.data.datasets import list_images
-    from edgeattn.data.image_set import FileSource
-
-    paths = list_images(folder, folder)
-    if not paths:
+    images = folder_images(folder)
+    if not len(images):
         raise DataError(f"{folder} holds no images.")
-    names = [path.name for path in paths]
-    return (ImageSet(FileSource(tuple(paths)), names, [0] * len(paths)),), False
+    return (images,), False
 
 
 def _where(parts: Sequence[ImageSet], wanted: Callable[[str], bool]) -> tuple[ImageSet, ...]:

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from edgeattn.data.calibration import spread
 from edgeattn.data.model_input import ModelInput, Preparation
 
 __all__ = ["InputSheet", "input_sheet"]
@@ -50,8 +51,7 @@ def input_sheet(tensors: NDArray[np.float32], preparation: Preparation | None) -
         preparation: How they were made of images, which is undone. None: of each, the least and the largest value are
             black and white.
     """
-    chosen = np.unique(np.linspace(0, len(tensors) - 1, min(_MOST, len(tensors))).round().astype(int))
-    pictures = [_picture(tensors[index], preparation) for index in chosen]
+    pictures = [_picture(tensors[index], preparation) for index in spread(len(tensors), _MOST)]
     shown = [picture for picture in pictures if picture is not None]
     if not shown:
         return None

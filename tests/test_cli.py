@@ -179,7 +179,7 @@ def test_missed_bound_ends_with_4(pipeline: FakePipeline, recipe: str, tmp_path:
         (errors.ParityError("bad"), 4, "error: bad"),
         (errors.ArtifactError("bad"), 1, "error: bad"),
         (errors.EdgeAttnError("escape \x1b[31m"), 1, "error: escape \\x1b[31m"),
-        (KeyboardInterrupt(), 130, "interrupted; run the same command again to resume"),
+        (KeyboardInterrupt(), 130, "interrupted; run the same command again: what it finished is kept"),
         (MemoryError(), 1, "out of memory"),
         (ZeroDivisionError("oops"), 1, "edgeattn --debug"),
     ],

@@ -191,14 +191,18 @@ def load_calibration(
             images must not be among those of ``data.validation``.
         preprocess: The network's; needed for everything but an ``.npy`` file.
         base_dir: Folder that a relative root starts from; by default the manifest file's.
-        limit: Take at most so many of a folder's or an array's images, spread evenly over it. A manifest says its
-            number by itself.
+        limit: Take at most so many of a folder's or an array's images, spread evenly over it.
         progress: Called with (done, total) while decoding.
 
     Raises:
         DataError: If there are fewer than 16 images, their content is not what the manifest recorded,
-            they overlap with what is measured, or they cannot be read.
+            they overlap with what is measured, or they cannot be read; or if there is a limit for a manifest.
     """
+    is_manifest = isinstance(source, CalibrationManifest) or source.suffix.lower() in (".yaml", ".yml")
+    if limit is not None and is_manifest:
+        raise DataError(
+            "A calibration manifest says by itself how many images it names: leave out the limit, or change its count."
+        )
     if isinstance(source, CalibrationManifest):
         return _from_manifest(source, data, _needed(preprocess), base_dir or Path(), progress)
     suffix = source.suffix.lower()
@@ -338,14 +342,15 @@ def _from_npy(path: Path, limit: int | None) -> CalibrationSet:
 
 def spread(count: int, limit: int | None) -> list[int]:
     """Return at most `limit` of `count` places, in order, evenly spread with both ends; None takes all."""
-    if limit is None or limit >= count:
-        return list(range(count))
-    return [int(place) for place in np.linspace(0, count - 1, limit).round()]
+    return sorted(
+        {int(place) for place in np.linspace(0, count - 1, count if limit is None else min(count, limit))}
+    )
 
 
 def _check_count(count: int, what: str) -> None:
     if not MIN_CALIBRATION_IMAGES <= count <= _MOST_CALIBRATION_IMAGES:
+        way = " A limit takes so many, spread evenly." if count > _MOST_CALIBRATION_IMAGES else ""
         raise DataError(
             f"{what} holds {count} images; calibration needs from {MIN_CALIBRATION_IMAGES} to "
-            f"{_MOST_CALIBRATION_IMAGES}. Around 200 varied ones are a good choice; a limit takes so many of them."
+            f"{_MOST_CALIBRATION_IMAGES}. Around 200 varied ones are a good choice.{way}"
         )

@@ -236,14 +236,15 @@ def guess_normalization(factor: float, shift: float) -> str | None:
     """Return which values a model wants that computes ``factor * image + shift`` before its first layer.
 
     Pixels are wanted where that makes normalized values of them, else values of 0 to 1 where it does so of those, else
-    values of -1 to 1. None where it tells nothing.
+    values of -1 to 1; and pixels where it takes a mean from them that only pixels have. None where it tells nothing.
     """
     least, farthest = _LIKE_NORMALIZED
     for name, (low, high) in {"pixels": (0, 255), "unit": (0, 1), "symmetric": (-1, 1)}.items():
         ends = sorted((factor * low + shift, factor * high + shift))
         if ends[1] - ends[0] >= least and max(map(abs, ends)) <= farthest:
             return name
-    return None
+    # Some take pixels less their mean, and scale them in their first layer.
+    return "pixels" if factor and 1 < -shift / factor <= 255 else None
 
 
 _AS_ARRAY = "Give its inputs as an .npy file of float32, shape (images, {rest})"

@@ -17,6 +17,8 @@ _FROZEN = ConfigDict(extra="forbid", frozen=True)
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+LARGEST_SIZE = 1024
+"""Of a recipe's and a kit's images, in pixels a side."""
 
 
 class Preprocess(BaseModel):
@@ -27,7 +29,9 @@ class Preprocess(BaseModel):
 
     model_config = _FROZEN
 
-    size: Annotated[int, Field(ge=8, le=1024, description="Height and width of the tensor in pixels.")] = 224
+    size: Annotated[
+        int, Field(ge=8, le=LARGEST_SIZE, description="Height and width of the tensor in pixels.")
+    ] = 224
     resize: Annotated[
         int | None,
         Field(ge=8, le=2048, description="Short side after resizing; null squashes to size x size."),

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from edgeattn.data.datasets import folder_images
 from edgeattn.data.image_set import ImageSet
-from edgeattn.data.spec import Preprocess
+from edgeattn.data.spec import LARGEST_SIZE, Preprocess
 from edgeattn.errors import DataError, RecipeError
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_images import recorded_images
@@ -94,7 +94,7 @@ def read_class_names(path: Path, outputs: int) -> tuple[str, ...]:
 
 
 def kit_name(text: str) -> str:
-    """Return a file's stem as a kit's name, which is part of file names and of Java packages."""
+    """Return a file's stem as a kit's name, which has no spaces and only plain letters."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text).strip("-._")[:80] or "model"
 
 
@@ -127,12 +127,11 @@ def _preprocess(folder: Path) -> Preprocess:
             f"{folder} does not say how images become inputs, which a kit must know: the model was calibrated with an array "
             "of inputs, or by an earlier edgeattn. Quantize it with a folder of images."
         )
-    if (images.height, images.channels, images.layout) != (images.width, "rgb", "nchw") or (
-        images.fit == "letterbox"
-    ):
+    plain = (images.height, images.channels, images.layout) == (images.width, "rgb", "nchw")
+    if not plain or images.fit == "letterbox" or images.height > LARGEST_SIZE:
         raise RecipeError(
-            f"Kits prepare square RGB images, cropped or stretched, channels first; this model takes {images.describe()}. Use the engines "
-            f"in {folder} with a program of your own."
+            f"Kits prepare square RGB images of up to {LARGEST_SIZE} pixels, cropped or stretched, channels first; this "
+            f"model takes {images.describe()}. Use the engines in {folder} with a program of your own."
         )
     mean, std = ((*part * 3,)[:3] if len(part) == 1 else part for part in (images.mean, images.std))
     return Preprocess.model_validate(

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from edgeattn.data.calibration import spread
+
 __all__ = ["Images", "split_images", "spread_images"]
 
 Images = Sequence[NDArray[np.float32]]
@@ -20,7 +22,7 @@ def split_images(images: Images) -> tuple[list[NDArray[np.float32]], list[NDArra
     count = min(MEASURED_IMAGES, len(images) // 4)
     if count < LEAST_MEASURED:
         return list(images), list(images)
-    chosen = set(_places(len(images), count))
+    chosen = set(spread(len(images), count))
     return (
         [image for index, image in enumerate(images) if index in chosen],
         [image for index, image in enumerate(images) if index not in chosen],
@@ -29,8 +31,4 @@ def split_images(images: Images) -> tuple[list[NDArray[np.float32]], list[NDArra
 
 def spread_images(images: Images, count: int) -> list[NDArray[np.float32]]:
     """Return up to `count` images, evenly spread over all of them."""
-    return [images[index] for index in _places(len(images), count)]
-
-
-def _places(total: int, count: int) -> list[int]:
-    return sorted({int(place) for place in np.linspace(0, total - 1, min(count, total))})
+    return [images[index] for index in spread(len(images), count)]

@@ -1,13 +1,15 @@
-"""Mobile networks that people deploy and this package does not make, with random weights, for timing what is done to them."""
+"""Mobile networks that people deploy, with random weights, for timing what is done to them."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 
 import torch
 from torch import Tensor, nn
+
+from edgeattn.models import create_model
+from edgeattn.models.blocks import round_channels
 
 __all__ = ["NETWORKS", "seeded"]
 
@@ -102,16 +104,6 @@ _SMALL = (
     (5, 576, 96, 1, 1, 1),
     (5, 576, 96, 1, 1, 1),
 )
-# Expansion, kernel, stride, outputs, blocks: table 1 of Tan and Le, arXiv 1905.11946.
-_B0 = (
-    (1, 3, 1, 16, 1),
-    (6, 3, 2, 24, 2),
-    (6, 5, 2, 40, 2),
-    (6, 3, 2, 80, 3),
-    (6, 5, 1, 112, 3),
-    (6, 5, 2, 192, 4),
-    (6, 3, 1, 320, 1),
-)
 
 
 class _Classifier(nn.Module):
@@ -127,41 +119,22 @@ class _Classifier(nn.Module):
         return result
 
 
-def _eighths(channels: float) -> int:
-    """Return the nearest multiple of eight, and none that is a tenth less."""
-    rounded = max(8, math.floor(channels / 8 + 0.5) * 8)
-    return rounded + 8 if rounded < 0.9 * channels else rounded
-
-
 def _mobilenet_v3(blocks: tuple[tuple[int, ...], ...], last: int, hidden: int) -> nn.Module:
     layers, inputs = _layer(3, 16, 3, 2, activation=nn.Hardswish), 16
     for kernel, inner, outputs, has_gate, is_hard, stride in blocks:
         activation = nn.Hardswish if is_hard else nn.ReLU
-        gate = _Gate(inner, _eighths(inner / 4), nn.ReLU, nn.Hardsigmoid) if has_gate else None
+        gate = _Gate(inner, round_channels(inner / 4), nn.ReLU, nn.Hardsigmoid) if has_gate else None
         layers.append(_Block(inputs, inner, outputs, kernel, stride, activation, gate))
         inputs = outputs
     layers += _layer(inputs, last, activation=nn.Hardswish)
     return _Classifier(layers, [nn.Linear(last, hidden), nn.Hardswish(), nn.Linear(hidden, 1000)])
 
 
-def _efficientnet_b0() -> nn.Module:
-    layers, inputs = _layer(3, 32, 3, 2, activation=nn.SiLU), 32
-    for expansion, kernel, stride, outputs, count in _B0:
-        for index in range(count):
-            hidden = inputs * expansion
-            gate = _Gate(hidden, max(1, inputs // 4), nn.SiLU, nn.Sigmoid)
-            first = stride if index == 0 else 1
-            layers.append(_Block(inputs, hidden, outputs, kernel, first, nn.SiLU, gate))
-            inputs = outputs
-    layers += _layer(inputs, 1280, activation=nn.SiLU)
-    return _Classifier(layers, [nn.Linear(1280, 1000)])
-
-
 NETWORKS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
     {
         "mobilenet_v3_large": lambda: _mobilenet_v3(_LARGE, 960, 1280),
         "mobilenet_v3_small": lambda: _mobilenet_v3(_SMALL, 576, 1024),
-        "efficientnet_b0": _efficientnet_b0,
+        "efficientnet_b0": lambda: create_model("efficientnet_b0", num_classes=1000),
     }
 )
 """By name: images (N, 3, 224, 224) to 1,000 classes. Weights follow torch's random numbers."""

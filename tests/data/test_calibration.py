@@ -60,6 +60,11 @@ def test_a_manifest_becomes_network_inputs(tmp_path: Path) -> None:
     np.testing.assert_array_equal(np.concatenate(batches), calibration.tensors)
 
 
+def test_a_limit_for_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="leave out the limit"):
+        load_calibration(write_manifest(tmp_path), preprocess=SMALL, limit=16)
+
+
 def test_the_choice_is_seeded_balanced_and_from_train(tmp_path: Path) -> None:
     image_folder(tmp_path / "images")
     first, again, other = (

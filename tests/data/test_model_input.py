@@ -144,6 +144,8 @@ def test_a_normalization_is_called_by_its_name(name: str) -> None:
         (1 / 0.225, -0.45 / 0.225, "unit"),
         (2.0, -1.0, "unit"),
         (0.5, 0.5, "symmetric"),
+        (1.0, -114.5, "pixels"),
+        (0.017, -114.5 * 0.017, "pixels"),
         (1e-6, 0.0, None),
         (1e6, 0.0, None),
     ],

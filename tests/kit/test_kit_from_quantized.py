@@ -80,7 +80,8 @@ def test_a_model_without_a_softmax_stays_as_it_is(tmp_path: Path) -> None:
 @pytest.mark.parametrize("options", [ImageOptions(fit="letterbox"), ImageOptions(bgr=True)])
 def test_images_that_kits_do_not_prepare_are_refused(options: ImageOptions, tmp_path: Path) -> None:
     with pytest.raises(
-        RecipeError, match=r"square RGB images, cropped or stretched, channels first; this model takes"
+        RecipeError,
+        match=r"square RGB images of up to 1024 pixels, cropped or stretched, channels first; this model takes",
     ):
         write_kit("python", quantized(tmp_path, options=options), tmp_path / "kit")
     assert not (tmp_path / "kit").exists()

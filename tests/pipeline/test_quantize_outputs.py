@@ -152,6 +152,9 @@ def test_parity_makes_inputs_of_photographs_as_quantize_did(tmp_path: Path) -> N
         tmp_path / "out", ["ort-cpu"], photographs, layer_images=0, image_options=ImageOptions(fit="stretch")
     )
     assert changed["data"]["preprocess"] == {**prepared, "fit": "stretch"}
+    manifest = tmp_path / "some.yaml"
+    manifest.write_text("name: some\ndata: {kind: digits}\ncount: 16\n")
+    assert parity_model(tmp_path / "out", ["ort-cpu"], manifest, layer_images=0)["n"] == 16
 
 
 def test_float_engines_are_judged_by_their_outputs(run: tuple[Path, Report]) -> None:
