@@ -11,6 +11,7 @@ from edgeattn.lint.dla_support import why_not_dla
 from edgeattn.lower.copy_gates import GATES, VIEWS, CopyGates
 from edgeattn.lower.explicit_swish import ExplicitSwish
 from edgeattn.lower.half_remainder import is_int8
+from edgeattn.lower.part_softmaxes import PartSoftmaxes, broken_softmaxes
 from edgeattn.lower.split_pools import SplitPools
 from edgeattn.onnx_graph import Graph, attribute
 
@@ -104,6 +105,12 @@ def _spell_for_dla(graph: Graph) -> bool:
     return any(changed)
 
 
+def _overflowing_softmaxes(view: View) -> Iterator[Evidence]:
+    for node, quantize in broken_softmaxes(view.graph):
+        scale = view.graph.scalar(quantize.input[1])
+        yield Evidence(name_of(node), node.output[0], f"quantized in steps of {scale:.3g}")
+
+
 RULES = (
     Rule(
         "OPS001",
@@ -146,6 +153,16 @@ RULES = (
         frozenset({"tensorrt"}),
         "error",
         _depthwise_swish,
+    ),
+    Rule(
+        "ORT002",
+        "a quantized softmax that overflows",
+        "ONNX Runtime's integer softmax multiplies by 1 / scale before it divides: with steps finer than 1 / (148 length) "
+        "the largest probabilities come out wrong, and nothing says so.",
+        frozenset({"ort"}),
+        "error",
+        _overflowing_softmaxes,
+        lambda graph: PartSoftmaxes()(graph),
     ),
     Rule(
         "DLA001",

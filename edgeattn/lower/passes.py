@@ -22,6 +22,7 @@ from edgeattn.lower.integer_swish import IntegerSwish
 from edgeattn.lower.own_zero_points import OwnZeroPoints
 from edgeattn.lower.pads_before_pairs import PadsBeforePairs
 from edgeattn.lower.part_concats import PartConcats
+from edgeattn.lower.part_softmaxes import PartSoftmaxes
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
 from edgeattn.lower.safe_reductions import SafeReductions
@@ -37,6 +38,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     FoldScaling(),
     PoolToDepthwise(),
     IntegerBias(),
+    PartSoftmaxes(),
 )
 _OPENVINO: tuple[LoweringPass, ...] = (
     WholeSwishes(),

@@ -194,6 +194,13 @@ def concat(bad: bool) -> onnx.ModelProto:
     return net.model(net.add("Concat", x, x, axis=2 if bad else 1))
 
 
+def softmax(bad: bool) -> onnx.ModelProto:
+    net = Net()
+    scores = net.pair(net.conv(net.pair("x", 0.05, np.uint8(128))), 0.001, np.uint8(128))
+    share = 0.4 if bad else 1.0
+    return net.model(net.pair(net.add("Softmax", scores, axis=1), share / 255, np.uint8(0)))
+
+
 class Case(NamedTuple):
     target: str
     example: Callable[[bool], onnx.ModelProto]
@@ -207,6 +214,7 @@ CASES = {
     "QNT001": Case("tensorrt", per_channel),
     "QNT002": Case("tensorrt", scalar, 1e-5),
     "ORT001": Case("ort", signed, 0.0),
+    "ORT002": Case("ort", softmax, 0.0),
     "CPU001": Case("openvino", weights, 0.0),
     "QDQ001": Case("tensorrt", addends),
     "QDQ002": Case("tensorrt", pad, 0.0),
