@@ -72,6 +72,21 @@ class SelfCalibratedConvolution(ConvolutionAttention):
         self.k4 = last()
         self.sigmoid = nn.Sigmoid()
 
+    def begin_with(self, weight: torch.Tensor) -> bool:
+        """Start near the convolution: K4 and K1 have each half's weights, and K3 passes its half on.
+
+        What is left to learn is the gate, the batch norms, and with one group what joins one half to the other.
+        """
+        half, half_out = self.in_channels // 2, self.out_channels // 2
+        first, second = weight[:half_out], weight[half_out:]
+        if self.groups == 1:
+            first, second = first[:, :half], second[:, half:]
+        with torch.no_grad():
+            self.k4.weight.copy_(first)
+            self.k1.weight.copy_(second)
+            nn.init.dirac_(self.k3.get_submodule("0").get_parameter("weight"), max(1, self.groups // 2))
+        return True
+
     def compute(self, x: torch.Tensor) -> torch.Tensor:
         """Convolve; also the edge form's formula."""
         size = map_size(self, x)

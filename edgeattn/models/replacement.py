@@ -22,8 +22,8 @@ def replace_convolutions(
 ) -> nn.Module:
     """Return a copy of `model` with some convolutions replaced; the model given stays as it is.
 
-    The new layers have the shapes of the old ones and begin with their weights where they have a place for
-    them (all but ``scconv``); what else they compute is to be trained.
+    The new layers have the shapes of the old ones and begin with their weights, as far as they have a place for
+    them; what else they compute is to be trained.
 
     Args:
         model: Any network.

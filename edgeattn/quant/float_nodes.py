@@ -7,7 +7,7 @@ from onnx import NodeProto
 
 from edgeattn.onnx_graph import Graph
 
-__all__ = ["BOUNDED_OUTPUT", "answering_nodes", "coordinate_nodes", "masked_nodes"]
+__all__ = ["BOUNDED_OUTPUT", "answering_nodes", "coordinate_nodes", "divisor_nodes", "masked_nodes"]
 
 BOUNDED_OUTPUT: dict[str, tuple[float, float]] = {
     "Sigmoid": (0.0, 1.0),
@@ -17,6 +17,8 @@ BOUNDED_OUTPUT: dict[str, tuple[float, float]] = {
 }
 """Operations whose result has a known range: its scale needs no calibration."""
 _MASK = -1000.0
+_TO_A_NORM = frozenset({"Sqrt", "Clip", "Max", "Expand", "Reshape", "Unsqueeze"})
+_SUMS = frozenset({"ReduceSum", "ReduceMean"})
 
 
 def answering_nodes(graph: Graph) -> list[NodeProto]:
@@ -46,6 +48,27 @@ def coordinate_nodes(graph: Graph) -> list[NodeProto]:
             continue
         result[id(node)] = node
         waiting.extend(name for name in node.input if name)
+    return list(result.values())
+
+
+def divisor_nodes(graph: Graph) -> list[NodeProto]:
+    """Return the squares that are summed to the norm that something is divided by.
+
+    In 256 steps squares of small values are 0; where all of a sum are, what is divided by the norm has no bound.
+    """
+    result: dict[int, NodeProto] = {}
+    waiting = [node.input[1] for node in graph.nodes if node.op_type == "Div"]
+    waiting += [node.input[0] for node in graph.nodes if node.op_type == "Reciprocal"]
+    while waiting:
+        node = graph.producer.get(waiting.pop())
+        if node is None:
+            continue
+        if node.op_type in _TO_A_NORM or (node.op_type == "Add" and graph.constants.keys() & set(node.input)):
+            waiting += [name for name in node.input if name not in graph.constants]
+        elif node.op_type in _SUMS:
+            square = graph.producer.get(node.input[0])
+            if square is not None and square.op_type == "Mul" and square.input[0] == square.input[1]:
+                result[id(square)] = square
     return list(result.values())
 
 

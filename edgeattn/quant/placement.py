@@ -21,6 +21,7 @@ from edgeattn.quant.float_nodes import (
     BOUNDED_OUTPUT,
     answering_nodes,
     coordinate_nodes,
+    divisor_nodes,
     masked_nodes,
 )
 from edgeattn.quant.pixel_input import pixel_nodes, pixel_ranges
@@ -179,7 +180,13 @@ def _float_nodes(graph: Graph, gates: Sequence[GateRegion], shapes: dict[str, tu
     What works on pooled maps stays float, and the scores of a softmax: the product with the full map is INT8
     under every policy, because a float product would cost more than the whole gate.
     """
-    kept = (*coordinate_nodes(graph), *masked_nodes(graph), *pixel_nodes(graph), *answering_nodes(graph))
+    kept = (
+        *coordinate_nodes(graph),
+        *divisor_nodes(graph),
+        *masked_nodes(graph),
+        *pixel_nodes(graph),
+        *answering_nodes(graph),
+    )
     result = {id(node) for node in kept}
     for gate in gates:
         if gate.policy != "float":

@@ -6,6 +6,8 @@ otherwise: left to itself, OpenVINO takes bfloat16 where the processor has it, a
 
 Which kernel each convolution of an INT8 engine runs in is chosen by timing, see `edgeattn.targets._openvino_kernels`.
 
+Where its generator of fused element-wise kernels ("snippets") gives up on a graph, that graph is compiled without it.
+
 On ARM64 its low-precision transformations are off, for the reason that `edgeattn.targets.arm64` gives.
 """
 
@@ -216,7 +218,13 @@ class OpenVinoCpu(RuntimeTarget):
         if not self._low_precision:
             config["LP_TRANSFORMS_MODE"] = "NO"
         with _mapped(f"OpenVINO cannot compile {name}"):
-            return core.compile_model(model, "CPU", config)
+            try:
+                return core.compile_model(model, "CPU", config)
+            except RuntimeError as exc:
+                if "snippets" not in str(exc):
+                    raise
+                # Its fused element-wise kernels do not fit the registers; one by one they do (2026.4.1, AVX-512).
+                return core.compile_model(model, "CPU", {**config, "SNIPPETS_MODE": "DISABLE"})
 
 
 class _OpenVinoSession:

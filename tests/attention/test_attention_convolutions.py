@@ -129,3 +129,21 @@ def test_replaces_the_depthwise_convolutions_of_a_network(kind: str) -> None:
         replace_convolutions(model, kind, where="nowhere")
     with pytest.raises(ModelError, match="cannot be replaced"):
         replace_convolutions(torch.nn.Sequential(torch.nn.Conv2d(3, 3, 2)), kind, where="0")
+
+
+@pytest.mark.parametrize("groups", [1, 12])
+def test_scconv_starts_from_each_halfs_weights_with_only_the_gate_to_learn(groups: int) -> None:
+    module = mechanism_class("scconv")(12, 12, groups=groups).double().eval()
+    weight = torch.randn(12, 12 // groups, 3, 3, generator=torch.Generator().manual_seed(0)).double()
+    assert isinstance(module, ConvolutionAttention)
+    assert module.begin_with(weight)
+    with torch.no_grad():
+        # The gate is sigmoid(x + context): 1 where x is large.
+        x = maps(5, 6).abs() + 60
+        joined = (
+            weight
+            if groups == 12
+            else torch.block_diag(torch.ones(6, 6), torch.ones(6, 6))[:, :, None, None] * weight
+        )
+        expected = torch.nn.functional.conv2d(x, joined, padding=1, groups=groups)
+        assert torch.allclose(module(x), expected, rtol=1e-4)

@@ -220,6 +220,31 @@ def test_masked_scores_stay_float_up_to_their_softmax() -> None:
         assert ("masked" in placed.activations) == quantized
 
 
+@pytest.mark.parametrize("divided", [True, False])
+def test_squares_that_are_summed_to_a_divisor_stay_float(divided: bool) -> None:
+    """Where all of them are rounded to 0, a quotient has no bound."""
+    model = model_of(
+        [
+            node("Conv", "input weight", "map"),
+            node("Mul", "map map", "squares"),
+            node("ReduceSum", "squares axes", "sum"),
+            node("Add", "sum tiny", "positive"),
+            node("Sqrt", "positive", "length"),
+            node("Div", "map length", "logits") if divided else node("Conv", "length head", "logits"),
+        ],
+        {
+            "weight": weight(4),
+            "head": weight(2, 1),
+            "axes": np.asarray([1]),
+            "tiny": np.float32(1e-12),
+        },
+    )
+    placed = place_quantizers(model)
+    chosen = {*placed.activations, *placed.same_range}
+    assert "map" in chosen
+    assert ("squares" in chosen) != divided
+
+
 def test_scores_that_a_mask_makes_infinite_are_planned_around() -> None:
     """As CCNet keeps a place from being counted twice."""
     model = model_of(
