@@ -19,6 +19,7 @@ from edgeattn.artifact import read_json, write_json
 from edgeattn.attention import attentions
 from edgeattn.errors import ArtifactError, RecipeError, close_matches_hint
 from edgeattn.extras import installed_version, require
+from edgeattn.lower.preferences import preferred_forms
 from edgeattn.measure import describe_environment
 from edgeattn.progress import Progress, SilentProgress
 from edgeattn.targets import get_target, target_names
@@ -260,7 +261,7 @@ def _fingerprint(name: str, settings: CatalogueSettings) -> str:
         "settings": settings.model_dump(mode="json"),
         "source": hashlib.sha256(source.read_bytes()).hexdigest(),
         "versions": {package: installed_version(package) for package in packages},
-        "targets": [name for name in settings.targets if name in target_names()],
+        "forms": {t: preferred_forms(t).get(name) for t in settings.targets if t in target_names()},
     }
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 

@@ -133,7 +133,7 @@ def _small_network(bench: Bench, info: AttentionInfo | None) -> nn.Module:
 
 
 def networks_with_and_without(
-    info: AttentionInfo, policy: str, bench: Bench
+    info: AttentionInfo, policy: str, form: str | None, bench: Bench
 ) -> tuple[tuple[Quantized, Quantized | None] | None, str]:
     """Return a network with the mechanism and one without (None: the common one), or why there is none."""
     from edgeattn.models.example import make_example
@@ -142,13 +142,18 @@ def networks_with_and_without(
     try:
         if info.contract in ("map", "convolution"):
             network = _small_network(bench, info)
-            return (quantize(network, (1, 3, size, size), bench, timed_with=policy), None), ""
+            shape = (1, 3, size, size)
+            return (quantize(network, shape, bench, form=form, timed_with=policy), None), ""
         example = make_example(info.name, seed=bench.settings.seed)
         if example.bare is None:
             return None, f"there is no network without it to compare with: it is a {info.contract}"
         both = [
             quantize(
-                trained_like(network, example.input_shape), example.input_shape, bench, timed_with=policy
+                trained_like(network, example.input_shape),
+                example.input_shape,
+                bench,
+                form=form,
+                timed_with=policy,
             )
             for network in (example.network, example.bare)
         ]
@@ -158,7 +163,12 @@ def networks_with_and_without(
 
 
 def quantize(
-    network: nn.Module, shape: Sequence[int], bench: Bench, *, timed_with: str | None = None
+    network: nn.Module,
+    shape: Sequence[int],
+    bench: Bench,
+    *,
+    form: str | None = None,
+    timed_with: str | None = None,
 ) -> Quantized:
     """Export and quantize a network in both profiles.
 
@@ -168,6 +178,7 @@ def quantize(
         network: In float form and evaluation mode.
         shape: Of its input.
         bench: Settings.
+        form: The mechanism's exact form; None: its default.
         timed_with: A gate policy. The result is only for timing on CPUs: calibrated on two inputs, without room
             for sums of 16 bits, in u8 alone. None: both policies are tried where the first is not enough.
     """
@@ -181,7 +192,7 @@ def quantize(
     from edgeattn.quant.ptq import make_plan
     from edgeattn.quant.simulation import PlanMeter
 
-    edge = to_edge_form(network, shape[2], shape[3], materialize=True)
+    edge = to_edge_form(network, shape[2], shape[3], form=form, materialize=True)
     floating = export_float(edge, shape).model
     quick = timed_with is not None
     images = bench.inputs(shape, 1)[: 2 if quick else None]
