@@ -61,11 +61,14 @@ class Builder:
         self.constant("six", 6.0)
         return self.node("Clip", [source, "zero", "six"], name)
 
-    def model(self, output: str, shape: tuple[int, ...], channels: int = 3) -> ModelProto:
+    def model(
+        self, output: str, shape: tuple[int, ...], channels: int = 3, *, channels_last: bool = False
+    ) -> ModelProto:
+        image = (1, SIZE, SIZE, channels) if channels_last else (1, channels, SIZE, SIZE)
         graph = helper.make_graph(
             self.nodes,
             "test",
-            [helper.make_tensor_value_info("input", TensorProto.FLOAT, (1, channels, SIZE, SIZE))],
+            [helper.make_tensor_value_info("input", TensorProto.FLOAT, image)],
             [helper.make_tensor_value_info(output, TensorProto.FLOAT, shape)],
             initializer=[numpy_helper.from_array(value, name) for name, value in self.constants.items()],
         )

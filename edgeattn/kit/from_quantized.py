@@ -9,8 +9,10 @@ from pathlib import Path
 
 from edgeattn.data.datasets import folder_images
 from edgeattn.data.image_set import ImageSet
+from edgeattn.data.model_input import ModelInput
 from edgeattn.data.spec import LARGEST_SIZE, Preprocess
 from edgeattn.errors import DataError, RecipeError
+from edgeattn.kit.plain_input import plain_preprocess
 from edgeattn.onnx_graph import Graph
 from edgeattn.pipeline_images import recorded_images
 from edgeattn.quant.output_weights import answering_softmax
@@ -31,12 +33,14 @@ class KitSource:
         labelled: Whether their labels mean anything.
         preprocess: How they become inputs.
         classes: Name of each output.
+        takes: What the model itself takes, where that may be more than kits prepare.
     """
 
     images: ImageSet
     labelled: bool
     preprocess: Preprocess
     classes: tuple[str, ...]
+    takes: ModelInput | None = None
 
 
 def quantized_source(
@@ -56,7 +60,7 @@ def quantized_source(
         ArtifactError: If the report is damaged.
         DataError: If the class names or the photographs cannot be read.
     """
-    preprocess = _preprocess(folder)
+    takes = _takes(folder)
     place = data if data is not None else Path(str(report.recipe.get("calibration", "")))
     if data is None and not place.is_dir():
         raise RecipeError(
@@ -66,7 +70,7 @@ def quantized_source(
     images = folder_images(place)
     if not len(images):
         raise DataError(f"{place} holds no images. Say where photographs are: --data DIR.")
-    return KitSource(images, False, preprocess, _class_names(folder, outputs, classes))
+    return KitSource(images, False, plain_preprocess(takes), _class_names(folder, outputs, classes), takes)
 
 
 def read_class_names(path: Path, outputs: int) -> tuple[str, ...]:
@@ -120,29 +124,19 @@ def without_softmax(graph: Graph) -> bool:
     return True
 
 
-def _preprocess(folder: Path) -> Preprocess:
+def _takes(folder: Path) -> ModelInput:
     images = recorded_images(folder)
     if images is None:
         raise RecipeError(
             f"{folder} does not say how images become inputs, which a kit must know: the model was calibrated with an array "
             "of inputs, or by an earlier edgeattn. Quantize it with a folder of images."
         )
-    plain = (images.height, images.channels, images.layout) == (images.width, "rgb", "nchw")
-    if not plain or images.fit == "letterbox" or images.height > LARGEST_SIZE:
+    if images.height != images.width or images.fit == "letterbox" or images.height > LARGEST_SIZE:
         raise RecipeError(
-            f"Kits prepare square RGB images of up to {LARGEST_SIZE} pixels, cropped or stretched, channels first; this "
-            f"model takes {images.describe()}. Use the engines in {folder} with a program of your own."
+            f"Kits prepare square images of up to {LARGEST_SIZE} pixels, cropped or stretched; this model takes "
+            f"{images.describe()}. Use the engines in {folder} with a program of your own."
         )
-    mean, std = ((*part * 3,)[:3] if len(part) == 1 else part for part in (images.mean, images.std))
-    return Preprocess.model_validate(
-        {
-            "size": images.height,
-            "resize": round(images.height / images.crop_pct) if images.fit == "crop" else None,
-            "interpolation": images.interpolation,
-            "mean": mean,
-            "std": std,
-        }
-    )
+    return images
 
 
 def _class_names(folder: Path, outputs: int, classes: Path | None) -> tuple[str, ...]:

@@ -21,6 +21,7 @@ from edgeattn.export.artifacts import save_artifact
 from edgeattn.kit.from_quantized import KitSource, kit_name, quantized_source, without_softmax
 from edgeattn.kit.model_folder import add_file, write_manifest
 from edgeattn.kit.photographs import pick_images, take_photograph
+from edgeattn.kit.plain_input import take_plain_images
 from edgeattn.kit.spec import (
     WEB_VARIANT,
     KitFile,
@@ -103,15 +104,17 @@ def build_model(
         )
     exported = describe_export(run, request.profile)
     source = _source(report, run, exported.outputs[0].shape[1], request, progress)
+    if request.profile == "s8" and source.takes is not None and source.takes.channels == "gray":
+        raise RecipeError("Kits for TensorRT take colour images: it would compute luma in float16.")
     with tempfile.TemporaryDirectory(prefix="edgeattn-kit-") as scratch:
         work = Path(scratch)
         if request.profile == "u8":
             measured = get_target(_REFERENCE_TARGET).lower(exported, work)
             _check_is_what_was_measured(report, run, measured)
-        exported = _giving_logits(exported, work)
+        exported = _for_kits(exported, source, work)
         # After QAT the weights are others, and the distance from the float network says nothing of roundings.
         kept = report.quant.get("method") == "ptq" and (run / f"model.{_FLOAT}.onnx").is_file()
-        floating = _giving_logits(describe_export(run, _FLOAT), work) if kept else None
+        floating = _for_kits(describe_export(run, _FLOAT), source, work) if kept else None
         lowered = _carried(exported, request, work)
         model_file = add_file(folder, f"model.{request.profile}.onnx", lowered.path.read_bytes())
         variants = {
@@ -190,14 +193,15 @@ def _carried(exported: OnnxArtifact, request: KitRequest, work: Path) -> OnnxArt
     return lower_artifact(exported, target=target, workdir=work)
 
 
-def _giving_logits(exported: OnnxArtifact, work: Path) -> OnnxArtifact:
-    """Return the graph without a softmax that gives its answer; the graph itself where it has none."""
+def _for_kits(exported: OnnxArtifact, source: KitSource, work: Path) -> OnnxArtifact:
+    """Return the graph from the images that kits prepare to logits; the graph itself where it is so already."""
     import onnx
 
     graph = Graph(onnx.load(str(exported.path)))
-    if not without_softmax(graph):
+    changed = [without_softmax(graph), source.takes is not None and take_plain_images(graph, source.takes)]
+    if not any(changed):
         return exported
-    return save_artifact(graph.to_model(), work / f"logits.{exported.profile}.onnx", exported.profile)
+    return save_artifact(graph.to_model(), work / f"kit.{exported.profile}.onnx", exported.profile)
 
 
 def _data_spec(report: Report, run: Path, data: Path | None) -> DataSpec:

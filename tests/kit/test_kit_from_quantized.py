@@ -6,21 +6,27 @@ import json
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import onnx
 import pytest
 from own_classifier import NAMES, quantized
-from quant_networks import SIZE
+from PIL import Image
+from quant_networks import SIZE, Builder
+from quant_networks import run as run_model
 
 from edgeattn.data.images import load_image
-from edgeattn.data.model_input import ImageOptions
-from edgeattn.data.preprocess import preprocess_image
+from edgeattn.data.model_input import ImageOptions, model_input
+from edgeattn.data.preprocess import normalize_pixels, preprocess_image
 from edgeattn.errors import ArtifactError, DataError, RecipeError
 from edgeattn.kit.from_quantized import kit_name, read_class_names
 from edgeattn.kit.from_run import KitRequest
 from edgeattn.kit.model_folder import check_model, load_reference
+from edgeattn.kit.plain_input import plain_preprocess, take_plain_images
 from edgeattn.kit.write import write_kit
+from edgeattn.onnx_graph import Graph
+from edgeattn.pipeline_images import recorded_images
 
 Runner = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -77,13 +83,81 @@ def test_a_model_without_a_softmax_stays_as_it_is(tmp_path: Path) -> None:
     assert made.graph.output[0].name == "scores"
 
 
-@pytest.mark.parametrize("options", [ImageOptions(fit="letterbox"), ImageOptions(bgr=True)])
-def test_images_that_kits_do_not_prepare_are_refused(options: ImageOptions, tmp_path: Path) -> None:
-    with pytest.raises(
-        RecipeError,
-        match=r"square RGB images of up to 1024 pixels, cropped or stretched, channels first; this model takes",
-    ):
-        write_kit("python", quantized(tmp_path, options=options), tmp_path / "kit")
+@pytest.mark.parametrize(
+    ("gray", "channels_last", "options"),
+    [
+        (False, False, ImageOptions(bgr=True, normalization="0.2,0.4,0.6/0.3,0.4,0.5")),
+        (False, True, ImageOptions(normalization="symmetric")),
+        (False, True, ImageOptions(normalization="pixels", bgr=True, fit="stretch")),
+        (True, False, ImageOptions(normalization="0.4/0.3")),
+        (True, True, ImageOptions(normalization="pixels")),
+    ],
+    ids=["blue first", "channels last", "both", "gray", "gray and channels last"],
+)
+def test_models_of_other_images_take_those_that_kits_prepare(
+    gray: bool, channels_last: bool, options: ImageOptions, tmp_path: Path, run_kit: Runner
+) -> None:
+    ort = pytest.importorskip("onnxruntime")
+    folder = quantized(tmp_path, options=options, gray=gray, channels_last=channels_last)
+    kit = tmp_path / "kit"
+    model = write_kit("python", folder, kit, request=KitRequest(images=12))
+    assert model.model.input.shape == (1, 3, SIZE, SIZE)
+    takes = recorded_images(folder)
+    assert takes is not None and (takes.channels, takes.layout) != ("rgb", "nchw")
+    session = ort.InferenceSession(str(folder / "model.u8.onnx"), providers=["CPUExecutionProvider"])
+    for image in load_reference(kit / "model", model).images:
+        (wanted,) = session.run(
+            None, {"input": preprocess_image(load_image(kit / "model" / image.file), takes)[None]}
+        )[0]
+        logits = np.asarray(image.logits)
+        probabilities = np.exp(logits - logits.max()) / np.exp(logits - logits.max()).sum()
+        np.testing.assert_allclose(probabilities, wanted, atol=1e-5)
+    tested = run_kit(kit, "--self-test")
+    assert tested.returncode == 0, tested.stderr
+
+
+def test_gray_is_the_one_that_images_are_read_with() -> None:
+    """Every one of the 8-bit levels, of colours that lie on the border between two as well."""
+    takes = model_input((1, 1, 512, 512), ImageOptions(normalization="pixels"))
+    colours = np.random.default_rng(0).integers(0, 256, (512, 512, 3), dtype=np.uint8)
+    b = Builder(0)
+    graph = Graph(b.model(b.node("Identity", ["input"], "same"), (1, 1, SIZE, SIZE), 1))
+    assert take_plain_images(graph, takes)
+    given = normalize_pixels(colours, plain_preprocess(takes))
+    got = run_model(graph.to_model(), given[None])
+    np.testing.assert_array_equal(
+        np.rint(got[0][0]),
+        np.rint(normalize_pixels(np.array(Image.fromarray(colours).convert("L"))[..., None], takes)),
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "targets", "profile", "match"),
+    [
+        (
+            ImageOptions(fit="letterbox"),
+            ("ort-cpu",),
+            "u8",
+            "square images of up to 1024 pixels.*this model takes",
+        ),
+        (None, ("ort-cpu", "tensorrt-rtx"), "s8", "TensorRT take colour images"),
+    ],
+)
+def test_images_that_kits_do_not_prepare_are_refused(
+    options: ImageOptions | None,
+    targets: tuple[str, ...],
+    profile: Literal["u8", "s8"],
+    match: str,
+    tmp_path: Path,
+) -> None:
+    folder = quantized(tmp_path, options=options, gray=profile == "s8", targets=targets)
+    with pytest.raises(RecipeError, match=match):
+        write_kit(
+            "jetson" if profile == "s8" else "python",
+            folder,
+            tmp_path / "kit",
+            request=KitRequest(profile=profile),
+        )
     assert not (tmp_path / "kit").exists()
 
 
