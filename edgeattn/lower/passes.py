@@ -21,6 +21,7 @@ from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.integer_swish import IntegerSwish
 from edgeattn.lower.own_zero_points import OwnZeroPoints
 from edgeattn.lower.pads_before_pairs import PadsBeforePairs
+from edgeattn.lower.part_clips import PartClips
 from edgeattn.lower.part_concats import PartConcats
 from edgeattn.lower.part_softmaxes import PartSoftmaxes
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
@@ -50,6 +51,7 @@ _OPENVINO: tuple[LoweringPass, ...] = (
     SpreadGates(),
     RoundBranches(),
     PartConcats(),
+    PartClips(),
     FlatMaxima(),
     BiasedZeroPoints(),
     UnitSteps(),
