@@ -39,12 +39,13 @@ _CLASSES = 10
 
 @dataclasses.dataclass
 class Quantized:
-    """A network's float graph, and its INT8 graph in each profile."""
+    """A network's float graph, and its INT8 graph in each profile; at how many places the mechanism is in it."""
 
     floating: ModelProto
     graphs: dict[str, ModelProto]
     sqnr_db: dict[str, float]
     policy: str
+    places: int = 1
 
 
 class Bench:
@@ -143,7 +144,9 @@ def networks_with_and_without(
         if info.contract in ("map", "convolution"):
             network = _small_network(bench, info)
             shape = (1, 3, size, size)
-            return (quantize(network, shape, bench, form=form, timed_with=policy), None), ""
+            quantized = quantize(network, shape, bench, form=form, timed_with=policy)
+            quantized.places = sum(getattr(m, "kind", None) == info.name for m in network.modules())
+            return (quantized, None), ""
         example = make_example(info.name, seed=bench.settings.seed)
         if example.bare is None:
             return None, f"there is no network without it to compare with: it is a {info.contract}"

@@ -275,5 +275,6 @@ def _tax(target: Target, network: Quantized, without: Quantized | None, bench: B
         "tax_interval": [end - 1.0 for end in ratio.interval],
         "network_int8_ms": comparison.latencies["with"].p50_ms,
         "bare_int8_ms": comparison.latencies["bare"].p50_ms,
+        "places": network.places,
         "network_engine_bytes": engine.size_bytes,
     }

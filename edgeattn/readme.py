@@ -17,6 +17,7 @@ from edgeattn.errors import ArtifactError, close_matches_hint
 from edgeattn.readme_benchmarks import attention_tax, lowering_passes, tensorrt_kernels
 from edgeattn.readme_tables import cell, markdown, processor
 from edgeattn.report import Report, load_report
+from edgeattn.report_catalogue import added_us
 from edgeattn.report_ladder import LADDER_HEADER, LADDER_SAYS, ladder_rows
 from edgeattn.report_parity import PARITY_HEADER, parity_rows
 
@@ -197,6 +198,7 @@ def _catalogue(root: Path) -> str:
             for name in _CATALOGUE_TARGETS:
                 result = row["targets"].get(name, {})
                 cells.append(_NOTHING if result.get("tax") is None else f"{100 * result['tax']:+.0f} %")
+                cells.append(_NOTHING if (added := added_us(result)) is None else f"{added:,.0f} us")
                 cells.append(cell(str(result.get("verdict", _NOTHING))))
             rows.append((*cells, _accuracies(row.get("accuracy"))))
         cpu, settings = value["environment"]["cpu"], value["settings"]
@@ -206,14 +208,15 @@ def _catalogue(root: Path) -> str:
         ) from exc
     header = ["name", "SQNR u8", "SQNR s8"]
     for name in _CATALOGUE_TARGETS:
-        header += [f"{name} tax", f"{name} verdict"]
+        header += [f"{name} tax", "a place", f"{name} verdict"]
     header.append("digits: float, PTQ, QAT")
     bare = _accuracies(value.get("bare_accuracy"))
     return (
         markdown(tuple(header), rows, left=1)
         + f"\n\nTax in MobileNetV2 {settings['network_width']} at {settings['network_size']} pixels, "
         f"{settings['threads']} thread, in the exact form that each target runs fastest, on {cell(str(cpu['model']))} "
-        f"({', '.join(cpu['instruction_sets'])}); so small a network is done so soon that each kernel of a gate shows. "
+        f"({', '.join(cpu['instruction_sets'])}); so small a network is done so soon that each kernel of a gate shows. A place: what is added, by the number of "
+        "the mechanism's modules. "
         "SQNR is that of exact integer arithmetic. Digits: top-1 in per cent on 359 handwritten digits, every "
         f"network trained for a few epochs from the same weights; without attention: {bare}."
     )

@@ -13,7 +13,7 @@ from typing import Any
 
 from edgeattn.artifact import write_bytes
 
-__all__ = ["render_catalogue", "write_catalogue_page"]
+__all__ = ["added_us", "render_catalogue", "write_catalogue_page"]
 
 _COLORS = {
     "channel": "--a", "spatial": "--b", "channel_spatial": "--c", "branch": "--d", "temporal": "--e", "fusion": "--f",
@@ -148,6 +148,7 @@ def _columns(targets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[
             columns.append((f"{name} SQNR dB", "", at(name, "sqnr_db", lambda v: _number(v, "{:.1f}"))))
         if any(row["targets"].get(name, {}).get("tax") is not None for row in rows):
             columns.append((f"{name} tax", "", at(name, "tax", lambda value: _number(value, "{:+.0%}"))))
+            columns.append((f"{name} us a place", "", _added(name)))
         if "engine_bytes" in found:
             columns.append(
                 (
@@ -162,6 +163,17 @@ def _columns(targets: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> list[
         ("measured", "l", lambda row: (row.get("measured", ""), row.get("measured", ""))),
     ]
     return columns
+
+
+def added_us(result: Mapping[str, Any]) -> float | None:
+    """Return the microseconds that a mechanism adds to a target's INT8 network at each of its places."""
+    if result.get("tax") is None or not result.get("places"):
+        return None
+    return float(1e3 * (result["network_int8_ms"] - result["bare_int8_ms"]) / result["places"])
+
+
+def _added(target: str) -> Callable[[Mapping[str, Any]], Value]:
+    return lambda row: _number(added_us(row["targets"].get(target, {})), "{:,.0f}")
 
 
 def _accuracies(rows: Sequence[Mapping[str, Any]]) -> list[Column]:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["RandomNetwork", "export", "random_network"]
+__all__ = ["Maker", "Map", "RandomNetwork", "Step", "export", "random_network"]
 
 SIZE = 32
 CLASSES = 10
@@ -53,12 +53,16 @@ def _shuffle(x: Tensor) -> Tensor:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Map:
+class Map:
     """A map that was computed: where it stands among all, its channels and its side."""
 
     place: int
     channels: int
     side: int
+
+
+Maker = Callable[[random.Random, Map, list[Map]], tuple[int, int] | None]
+"""Adds a step to a network; returns channels and side of what it makes, or None where it does not fit."""
 
 
 class _Gate(nn.Module):
@@ -107,7 +111,7 @@ class _Lines(nn.Module):
         return x * self.rows(rows).sigmoid() * self.columns(columns.permute(0, 1, 3, 2)).sigmoid()
 
 
-class _Step(nn.Module):
+class Step(nn.Module):
     """One function of a map."""
 
     def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
@@ -132,20 +136,13 @@ class RandomNetwork(nn.Module):
         self.steps = nn.ModuleList()
         self.plan: list[tuple[int, int | None, str]] = []
         """By step: which map it reads, a second one, and what is done with the two."""
-        maps = [_Map(0, 8, SIZE // 2)]
+        maps = [Map(0, 8, SIZE // 2)]
         for _ in range(choice.randint(6, 14)):
             source = choice.choice(maps[-3:])
-            kinds = [
-                self._convolution,
-                self._activation,
-                self._pair,
-                self._attention,
-                self._arithmetic,
-                self._move,
-            ]
-            made = choice.choices(kinds, [4, 2, 3, 3, 3, 2])[0](choice, source, maps)
+            kinds = self._kinds()
+            made = choice.choices(list(kinds), list(kinds.values()))[0](choice, source, maps)
             if made is not None:
-                maps.append(_Map(len(maps), *made))
+                maps.append(Map(len(maps), *made))
         self.head = nn.Linear(maps[-1].channels, CLASSES)
 
     def forward(self, image: Tensor) -> Tensor:
@@ -162,11 +159,22 @@ class RandomNetwork(nn.Module):
             maps.append(step(x))
         return self.head(maps[-1].mean((2, 3)))
 
-    def _take(self, source: _Map, step: nn.Module, second: int | None = None, kind: str = "") -> None:
+    def _kinds(self) -> dict[Maker, int]:
+        """What may be added to a map, and how often it is."""
+        return {
+            self._convolution: 4,
+            self._activation: 2,
+            self._pair: 3,
+            self._attention: 3,
+            self._arithmetic: 3,
+            self._move: 2,
+        }
+
+    def _take(self, source: Map, step: nn.Module, second: int | None = None, kind: str = "") -> None:
         self.steps.append(step)
         self.plan.append((source.place, second, kind))
 
-    def _convolution(self, choice: random.Random, source: _Map, maps: list[_Map]) -> tuple[int, int] | None:
+    def _convolution(self, choice: random.Random, source: Map, maps: list[Map]) -> tuple[int, int] | None:
         kernel = choice.choice([1, 3, 3, 5])
         is_depthwise = choice.random() < 0.3
         stride = choice.choice([1, 1, 2]) if source.side >= 8 else 1
@@ -185,11 +193,11 @@ class RandomNetwork(nn.Module):
         self._take(source, nn.Sequential(*parts))
         return outputs, side
 
-    def _activation(self, choice: random.Random, source: _Map, maps: list[_Map]) -> tuple[int, int] | None:
+    def _activation(self, choice: random.Random, source: Map, maps: list[Map]) -> tuple[int, int] | None:
         self._take(source, choice.choice(_ACTIVATIONS)())
         return source.channels, source.side
 
-    def _pair(self, choice: random.Random, source: _Map, maps: list[_Map]) -> tuple[int, int] | None:
+    def _pair(self, choice: random.Random, source: Map, maps: list[Map]) -> tuple[int, int] | None:
         kind = choice.choice(["add", "add", "sub", "mul", "max", "cat"])
         found = [
             item
@@ -201,10 +209,10 @@ class RandomNetwork(nn.Module):
         if not found:
             return None
         other = choice.choice(found)
-        self._take(source, _Step(_RECTIFIERS[choice.choice(list(_RECTIFIERS))]), other.place, kind)
+        self._take(source, Step(_RECTIFIERS[choice.choice(list(_RECTIFIERS))]), other.place, kind)
         return source.channels + (other.channels if kind == "cat" else 0), source.side
 
-    def _attention(self, choice: random.Random, source: _Map, maps: list[_Map]) -> tuple[int, int] | None:
+    def _attention(self, choice: random.Random, source: Map, maps: list[Map]) -> tuple[int, int] | None:
         made = choice.choice(["channels", "places", "lines"])
         if made == "places":
             self._take(source, _Places(choice))
@@ -212,7 +220,7 @@ class RandomNetwork(nn.Module):
             self._take(source, (_Gate if made == "channels" else _Lines)(choice, source.channels))
         return source.channels, source.side
 
-    def _arithmetic(self, choice: random.Random, source: _Map, maps: list[_Map]) -> tuple[int, int] | None:
+    def _arithmetic(self, choice: random.Random, source: Map, maps: list[Map]) -> tuple[int, int] | None:
         number = choice.choice([3.0, -0.5, 0.5, 2.0, 6.0])
         low, high = choice.choice([(0.0, 6.0), (-1.0, 1.0), (-3.0, 3.0), (0.0, 1.0), (0.5, 4.0)])
         rectify = _RECTIFIERS[choice.choice(list(_RECTIFIERS))]
@@ -222,24 +230,24 @@ class RandomNetwork(nn.Module):
             lambda x: x / number,
             lambda x: x.clamp(low, high),
         ]
-        self._take(source, _Step(choice.choice(functions)))
+        self._take(source, Step(choice.choice(functions)))
         return source.channels, source.side
 
-    def _move(self, choice: random.Random, source: _Map, maps: list[_Map]) -> tuple[int, int] | None:
+    def _move(self, choice: random.Random, source: Map, maps: list[Map]) -> tuple[int, int] | None:
         channels, side = source.channels, source.side
         kind = choice.choice(["max", "average", "same", "shuffle", "half", "larger"])
         if kind in ("max", "average") and side >= 4:
             pool = functional.max_pool2d if kind == "max" else functional.avg_pool2d
-            self._take(source, _Step(lambda x: pool(x, 2)))
+            self._take(source, Step(lambda x: pool(x, 2)))
             return channels, side // 2
         if kind == "same":
-            self._take(source, _Step(lambda x: functional.max_pool2d(x, 3, 1, 1)))
+            self._take(source, Step(lambda x: functional.max_pool2d(x, 3, 1, 1)))
             return channels, side
         if kind == "shuffle" and channels % 2 == 0:
-            self._take(source, _Step(_shuffle))
+            self._take(source, Step(_shuffle))
             return channels, side
         if kind == "half" and channels % 2 == 0:
-            self._take(source, _Step(lambda x: x.chunk(2, 1)[1]))
+            self._take(source, Step(lambda x: x.chunk(2, 1)[1]))
             return channels // 2, side
         if kind == "larger" and side <= 8:
             self._take(source, nn.Upsample(scale_factor=2))
@@ -247,10 +255,12 @@ class RandomNetwork(nn.Module):
         return None
 
 
-def random_network(seed: int, images: Tensor) -> RandomNetwork:
+def random_network(
+    seed: int, images: Tensor, kind: Callable[[int], RandomNetwork] = RandomNetwork
+) -> RandomNetwork:
     """Return a network whose batch norms have the statistics of some images (N, 3, 32, 32)."""
     torch.manual_seed(seed)
-    network = RandomNetwork(seed)
+    network = kind(seed)
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.normal_(module.bias, std=0.2)

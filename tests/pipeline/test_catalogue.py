@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from edgeattn.attention import attentions
 from edgeattn.cli import app
 from edgeattn.errors import ArtifactError, RecipeError
+from edgeattn.lower.preferences import preferred_forms
 from edgeattn.pipeline_catalogue import (
     CatalogueSettings,
     choose_names,
@@ -23,7 +24,7 @@ from edgeattn.pipeline_catalogue import (
     make_catalogue,
     summarize,
 )
-from edgeattn.report_catalogue import render_catalogue
+from edgeattn.report_catalogue import added_us, render_catalogue
 
 SETTINGS = CatalogueSettings(
     targets=("ort-cpu", "nowhere"),
@@ -59,6 +60,10 @@ def test_a_row_holds_what_was_measured(measured: tuple[Path, dict[str, Any]]) ->
     assert "Sqrt" in result["verdict"]
     low, high = result["tax_interval"]
     assert low <= result["tax"] <= high
+    # One behind each of MobileNetV2's inverted residuals.
+    assert result["places"] == 17
+    assert added_us(result) == pytest.approx(1000 * (result["network_int8_ms"] - result["bare_int8_ms"]) / 17)
+    assert row["edge_form"] == result["edge_form"] == preferred_forms("ort-cpu")["gct"]
 
 
 def test_what_cannot_be_measured_says_why(measured: tuple[Path, dict[str, Any]]) -> None:
@@ -66,6 +71,7 @@ def test_what_cannot_be_measured_says_why(measured: tuple[Path, dict[str, Any]])
     assert rows["info_nce"]["measured"] == "module"
     assert rows["info_nce"]["targets"]["ort-cpu"]["tax"] is None
     assert "criterion" in rows["info_nce"]["targets"]["ort-cpu"]["no_tax_reason"]
+    assert added_us(rows["info_nce"]["targets"]["ort-cpu"]) is None
     for row in rows.values():
         assert row["targets"]["nowhere"]["status"] == "unavailable"
         assert "no target nowhere" in row["targets"]["nowhere"]["verdict"]
