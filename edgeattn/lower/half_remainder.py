@@ -8,7 +8,8 @@ casts their inputs to float16 and their results back. Three kinds of operations 
   float32 accumulators and scales, and float16 scales would only make them less exact.
 * The first layer's QuantizeLinear reads the float32 input, and the last layer writes float32 logits.
 * Operations with a tensor that float16 cannot hold: larger than 65504 less a margin, or so small that only
-  subnormal numbers are left; and operators that ONNX defines in float32 alone. They are named in the model's metadata.
+  subnormal numbers are left; divisions whose divisor it would let be 0; and operators that ONNX defines in float32
+  alone. They are named in the model's metadata.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from onnx import NodeProto, TensorProto, defs, helper
 
 from edgeattn.lower.base import EveryGraph
+from edgeattn.lower.divisor_guards import guarded_nodes
 from edgeattn.lower.extents import bound_extents
 from edgeattn.onnx_graph import Graph
 
@@ -142,6 +144,7 @@ def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
     """Return the nodes that are float32 and can be float16, and those whose values or operator forbid it."""
     extents = bound_extents(graph)
     types = graph.element_types()
+    guarded = guarded_nodes(graph)
     chosen: list[NodeProto] = []
     kept: list[NodeProto] = []
     for node in graph.nodes:
@@ -149,7 +152,7 @@ def remainder(graph: Graph) -> tuple[list[NodeProto], list[NodeProto]]:
             continue
         if is_int8(graph, node) or _is_fused(graph, node):
             continue
-        fits = all(
+        fits = id(node) not in guarded and all(
             fits_half(extents.get(name))
             for name in (*node.input, *node.output)
             if name and types.get(name) == "float32" and not _is_bias(node, name)

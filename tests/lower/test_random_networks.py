@@ -55,15 +55,17 @@ def sqnr_db(wanted: Any, got: Any) -> float:
     )
 
 
-def faults(seed: int, folder: Path) -> list[str]:
+def faults(seed: int, modern: bool, folder: Path) -> list[str]:
     """Return what is wrong with a network, its plan, its graphs and its engines."""
     import torch
-    from random_networks import export, random_network
+    from random_modern_networks import ModernNetwork
+    from random_networks import RandomNetwork, export, random_network
 
     images = photographs(seed, 28)
     calibration, held_out = images[:20], images[20:]
     path = folder / f"{seed}.onnx"
-    path.write_bytes(export(random_network(seed, torch.from_numpy(np.concatenate(calibration)))))
+    kind = ModernNetwork if modern else RandomNetwork
+    path.write_bytes(export(random_network(seed, torch.from_numpy(np.concatenate(calibration)), kind)))
     canonical = load_float_onnx(path)
 
     def outputs(model: onnx.ModelProto, *, optimized: bool = False) -> Any:
@@ -99,16 +101,16 @@ def faults(seed: int, folder: Path) -> list[str]:
     return found
 
 
-def _report(seed: int, folder: Path, channel: Any) -> None:
+def _report(seed: int, modern: bool, folder: Path, channel: Any) -> None:
     try:
-        channel.send(faults(seed, folder))
+        channel.send(faults(seed, modern, folder))
     except Exception as exc:
         channel.send([f"{type(exc).__name__}: {exc}"])
 
 
-def check(seed: int, folder: Path) -> None:
+def check(seed: int, folder: Path, *, modern: bool = False) -> None:
     mine, its = multiprocessing.Pipe(duplex=False)
-    process = multiprocessing.get_context("fork").Process(target=_report, args=(seed, folder, its))
+    process = multiprocessing.get_context("fork").Process(target=_report, args=(seed, modern, folder, its))
     process.start()
     its.close()
     try:
@@ -117,16 +119,18 @@ def check(seed: int, folder: Path) -> None:
         process.join()
         found = [f"the process ended with {process.exitcode}"]
     process.join()
-    assert not found, f"random_networks.random_network({seed}): {found}"
+    assert not found, f"random_networks.random_network({seed}, modern={modern}): {found}"
 
 
+@pytest.mark.parametrize("modern", [False, True], ids=["classic", "modern"])
 @pytest.mark.parametrize("seed", range(6))
-def test_every_target_computes_a_random_network(seed: int, tmp_path: Path) -> None:
-    check(seed, tmp_path)
+def test_every_target_computes_a_random_network(seed: int, modern: bool, tmp_path: Path) -> None:
+    check(seed, tmp_path, modern=modern)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("modern", [False, True], ids=["classic", "modern"])
 @pytest.mark.parametrize("first", range(6, 406, 50))
-def test_every_target_computes_many_random_networks(first: int, tmp_path: Path) -> None:
+def test_every_target_computes_many_random_networks(first: int, modern: bool, tmp_path: Path) -> None:
     for seed in range(first, first + 50):
-        check(seed, tmp_path)
+        check(seed, tmp_path, modern=modern)
