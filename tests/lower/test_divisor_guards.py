@@ -50,7 +50,7 @@ KINDS = ("clip", "maximum", "root", "reciprocal")
 @pytest.mark.parametrize("kind", KINDS)
 def test_what_is_divided_by_a_length_of_nothing_is_nothing(kind: str) -> None:
     model = normalized(kind, 1e-12)
-    lowered, changed = lower(model, HalfRemainder())
+    lowered, _ = lower(model, HalfRemainder())
     got = run(lowered, image())
     np.testing.assert_array_equal(got[0, :, 1, 1], 0)
     assert np.abs(got - run(model, image())).max() < 0.0101
