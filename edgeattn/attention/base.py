@@ -87,11 +87,13 @@ class Mechanism(Gated, abc.ABC):
     Attributes:
         kind: The mechanism's name in `edgeattn.attention.attentions`.
         key_aliases: Other prefixes that the authors use for this module's keys -> prefixes used here.
+        learning_rate_scales: Layers that learn at another rate than the network -> its factor.
         channels: Channels of the map that it takes.
     """
 
     kind: ClassVar[str]
     key_aliases: ClassVar[dict[str, str]] = {}
+    learning_rate_scales: ClassVar[dict[str, float]] = {}
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -210,6 +212,7 @@ class EdgeForm(Gated):
 
     Attributes:
         kind: The mechanism's name.
+        learning_rate_scales: As the mechanism has them.
         form: This form's name.
         channels: Channels of the map.
         height: Rows of the map it was made for.
@@ -219,6 +222,7 @@ class EdgeForm(Gated):
     def __init__(self, source: Mechanism, height: int, width: int, form: str) -> None:
         super().__init__()
         self.kind = source.kind
+        self.learning_rate_scales = source.learning_rate_scales
         self.form = form
         self.channels = source.channels
         self.height = height

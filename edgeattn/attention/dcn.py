@@ -14,6 +14,8 @@ Deviations: one group of offsets for all channels; no dilation.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional
@@ -50,6 +52,8 @@ class DeformableConvolution(ConvolutionAttention):
     """
 
     kind = "dcn"
+    # Taps that are moved too fast look at nothing that the network knows; the authors' code has this factor, too.
+    learning_rate_scales: ClassVar[dict[str, float]] = {"conv_offset": 0.1}
 
     def __init__(
         self, in_channels: int, out_channels: int, kernel_size: int = 3, *, stride: int = 1, groups: int = 1

@@ -20,7 +20,8 @@ def build_optimizer(
     """Build the optimizer with its parameter groups.
 
     Parameters with at most one dimension longer than one (batch norms, biases, the scales of fake
-    quantizers) get no weight decay: pulling them to zero does not regularize, it rescales.
+    quantizers) get no weight decay: pulling them to zero does not regularize, it rescales. A mechanism's own
+    `learning_rate_scales` hold for its layers.
 
     Args:
         model: Parameters that do not require a gradient are left out.
@@ -40,18 +41,20 @@ def build_optimizer(
             raise ModelError(
                 f"The model has no parameter or module {new!r}. {close_matches_hint(new, everything)}"
             )
-    groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    scales = _own_scales(model)
+    groups: dict[tuple[bool, bool, float], list[nn.Parameter]] = {}
     for name, parameter in named.items():
         is_new = any(_belongs(name, new) for new in new_parameter_names)
         is_vector = parameter.numel() == max(parameter.shape, default=1)
-        groups.setdefault((is_new, is_vector), []).append(parameter)
+        own = math.prod(scale for layer, scale in scales.items() if _belongs(name, layer))
+        groups.setdefault((is_new, is_vector, own), []).append(parameter)
     options = [
         {
             "params": parameters,
             "weight_decay": 0.0 if is_vector else config.weight_decay,
-            "lr": config.learning_rate * (config.head_lr_multiplier if is_new else 1.0),
+            "lr": config.learning_rate * (config.head_lr_multiplier if is_new else 1.0) * own,
         }
-        for (is_new, is_vector), parameters in groups.items()
+        for (is_new, is_vector, own), parameters in groups.items()
     ]
     for group in options:
         group["base_lr"] = group["lr"]
@@ -59,6 +62,15 @@ def build_optimizer(
         return torch.optim.SGD(options, lr=config.learning_rate, momentum=config.momentum)
     # Mobile networks have hundreds of small parameters: one kernel for all saves more time than it computes.
     return torch.optim.AdamW(options, lr=config.learning_rate, fused=True)
+
+
+def _own_scales(model: nn.Module) -> dict[str, float]:
+    """Return the layers, by path, that learn at a rate of their own, and its factor."""
+    found: dict[str, float] = {}
+    for path, module in model.named_modules():
+        for layer, scale in getattr(module, "learning_rate_scales", {}).items():
+            found[f"{path}.{layer}".lstrip(".")] = scale
+    return found
 
 
 def _belongs(name: str, new: str) -> bool:

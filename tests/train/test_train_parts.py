@@ -14,6 +14,7 @@ from torch import nn
 from train_task import PREPROCESS, build_model
 
 import edgeattn.train
+from edgeattn.attention import mechanism_class
 from edgeattn.data import ImageSet, materialize
 from edgeattn.errors import DataError, ModelError
 from edgeattn.train import TrainArrays, TrainConfig, evaluate
@@ -59,6 +60,27 @@ def test_vectors_get_no_weight_decay_and_new_parameters_learn_faster() -> None:
     }
     set_learning_rate(optimizer, 0.5)
     assert {group["lr"] for group in optimizer.param_groups} == {0.05, 0.5}
+
+
+def test_a_mechanisms_own_layers_learn_at_their_own_rate() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), mechanism_class("dcn")(8, 8))
+    optimizer = build_optimizer(model, TrainConfig(learning_rate=0.1, head_lr_multiplier=4), ["1"])
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    found = {
+        names[id(parameter)]: group["lr"] for group in optimizer.param_groups for parameter in group["params"]
+    }
+    assert found == pytest.approx(
+        {
+            "0.weight": 0.1,
+            "0.bias": 0.1,
+            "1.conv_offset.weight": 0.04,
+            "1.conv_offset.bias": 0.04,
+            "1.conv.weight": 0.4,
+        }
+    )
+    edge = mechanism_class("dcn")(8, 8).edge_form(4, 4)
+    groups = build_optimizer(edge, TrainConfig(learning_rate=0.1)).param_groups
+    assert {round(group["lr"], 6) for group in groups} == {0.1, 0.01}
 
 
 def test_the_schedule_warms_up_and_decays() -> None:
