@@ -14,6 +14,8 @@ import onnx
 import pytest
 from lowering_graphs import compile_openvino, open_session
 
+from edgeattn.errors import ModelError
+from edgeattn.export.artifacts import save_artifact
 from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.reorder import reorder_channels
@@ -22,6 +24,7 @@ from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.pixel_input import pixel_model
 from edgeattn.quant.plan import PROFILES
 from edgeattn.quant.ptq import make_plan
+from edgeattn.targets import get_target
 
 pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("openvino", reason="openvino is not installed")
@@ -99,7 +102,22 @@ def faults(seed: int, modern: bool, folder: Path) -> list[str]:
                 for what, got in made.items()
                 if not sqnr_db(plain, got) >= bound
             ]
+        if profile == "s8" and modern:
+            found += refusals(quantized, folder)
     return found
+
+
+def refusals(model: onnx.ModelProto, folder: Path) -> list[str]:
+    """Return why TensorRT-RTX builds no engine of a graph in profile s8; nothing where it is not installed."""
+    target = get_target("tensorrt-rtx")
+    if not target.probe().can_build:
+        return []
+    artifact = save_artifact(model, folder / "model.s8.onnx", "s8")
+    try:
+        target.build(target.lower(artifact, folder / "lowered"), folder / "engine")
+    except ModelError as exc:
+        return [f"tensorrt-rtx: {exc}"]
+    return []
 
 
 def _report(seed: int, modern: bool, folder: Path, channel: Any) -> None:
