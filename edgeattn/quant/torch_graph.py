@@ -8,7 +8,9 @@ float32.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -50,6 +52,7 @@ class TorchGraph:
         self._scores = softmax.input[0] if softmax is not None else ""
         self.output_names = frozenset([self._scores] if self._scores else self.graph.output_names)
         self._last_use = {name: i for i, node in enumerate(self.graph.nodes) for name in node.input}
+        self._shapes: dict[str, tuple[int, ...]] | None = None
 
     def __call__(self, batch: Tensor, quantizers: Mapping[str, Quantizer] | None = None) -> Tensor:
         """Return the graph's answer for images (N, C, H, W)."""
@@ -95,7 +98,7 @@ class TorchGraph:
             if index == 0 and self.input_name in quantizers:
                 values[self.input_name] = quantizers[self.input_name](values[self.input_name])
             inputs = [self._value(name, values) for name in node.input]
-            operation = OPERATIONS.get(node.op_type)
+            operation = self._reshape if node.op_type == "Reshape" else OPERATIONS.get(node.op_type)
             results = operation(node, inputs) if operation else None
             if results is None:
                 results = _reference(node, inputs, self.graph.opset)
@@ -107,6 +110,21 @@ class TorchGraph:
             for name in node.input:
                 if name in values and self._last_use[name] <= index and name not in keep:
                     del values[name]
+
+    def _reshape(self, node: NodeProto, inputs: Sequence[Any]) -> Tensor | None:
+        """Reshape as the graph does for one image, with the others behind it in the first dimension.
+
+        That is right wherever the image's number is the slowest index, as in windows and patches that became part of
+        the batch; None where the graph tells no sizes.
+        """
+        if self._shapes is None:
+            self._shapes = self.graph.shapes()
+        before, after = (self._shapes.get(name, ()) for name in (node.input[0], node.output[0]))
+        images, rest = divmod(inputs[0].numel(), math.prod(before)) if before else (0, 1)
+        if not after or rest or min(before) < 1 or min(after) < 1:
+            return None
+        result: Tensor = inputs[0].reshape(images * after[0], *after[1:])
+        return result
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor | None:
         if not name:

@@ -34,16 +34,6 @@ def _reduce(node: NodeProto, inputs: Sequence[Any]) -> Any:
     return (inputs[0].amin if node.op_type == "ReduceMin" else inputs[0].amax)(tuple(axes), keep)
 
 
-def _batched_reshape(node: NodeProto, inputs: Sequence[Any]) -> Any:
-    """Reshape to a shape written for batch 1, whatever the batch is."""
-    shape = [int(item) for item in inputs[1].tolist()]
-    value = inputs[0]
-    shape = [value.shape[i] if size == 0 else size for i, size in enumerate(shape)]
-    if shape and shape[0] == 1 and value.shape[0] != 1:
-        shape[0] = value.shape[0]
-    return value.reshape(shape)
-
-
 def _flatten(node: NodeProto, inputs: Sequence[Any]) -> Any:
     axis = int(attribute(node, "axis", 1))
     return inputs[0].flatten(axis) if axis == 1 else None
@@ -189,7 +179,6 @@ OPERATIONS: dict[str, Operation] = {
     "ReduceSum": _reduce_by_sum,
     "ReduceSumSquare": _reduce_by_sum,
     "Relu": lambda node, x: F.relu(x[0]),
-    "Reshape": _batched_reshape,
     "Round": lambda node, x: torch.round(x[0]),
     "Selu": _selu,
     "Sigmoid": lambda node, x: torch.sigmoid(x[0]),

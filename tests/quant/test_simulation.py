@@ -40,12 +40,45 @@ def test_simulation_agrees_with_the_emitted_graph(profile: Profile) -> None:
 def test_batches_are_used_only_where_the_graph_takes_them() -> None:
     images = pictures(5)
     assert [len(batch) for batch in batches_of(TorchGraph(Graph(inverted_residual())), images, 4)] == [4, 1]
+    # A token of the network's own is one, however many images there are.
     b = Builder()
-    b.constants["shape"] = np.asarray([3, 64])
-    x = b.node("Reshape", ["input", "shape"], "rows")
+    b.constants["shape"], b.constants["ends"] = np.asarray([1, 3, 64]), np.asarray([0])
+    b.constant("token", np.ones((1, 1, 64)))
+    x = b.node("Concat", ["token", b.node("Reshape", ["input", "shape"], "rows")], "tokens", axis=1)
     b.constant("w", np.ones((64, 2)))
-    graph = Graph(b.model(b.node("MatMul", [x, "w"], "logits"), (3, 2)))
+    y = b.node("Gather", [b.node("MatMul", [x, "w"], "all"), "ends"], "first", axis=1)
+    b.constants["flat"] = np.asarray([1, 2])
+    graph = Graph(b.model(b.node("Reshape", [y, "flat"], "logits"), (1, 2)))
     assert [len(batch) for batch in batches_of(TorchGraph(graph), images, 4)] == [1] * 5
+
+
+def test_windows_that_became_part_of_the_batch_keep_batches() -> None:
+    """As in MobileViT: one dimension for image, channel and row, others for what lies in a window."""
+    b = Builder(1)
+    x = b.conv("input", "stem", 3, 8, kernel=3)
+    for name, shape in {
+        "windows": (32, 2, 4, 2),
+        "rows": (1, 8, 16, 4),
+        "tokens": (4, 16, 8),
+        "back": (1, 4, 16, 8),
+    }.items():
+        b.constants[name] = np.asarray(shape)
+    x = b.node("Transpose", [b.node("Reshape", [x, "windows"], "cut")], "swapped", perm=[0, 2, 1, 3])
+    x = b.node("Transpose", [b.node("Reshape", [x, "rows"], "placed")], "last", perm=[0, 3, 2, 1])
+    x = b.node("Reshape", [x, "tokens"], "sequences")
+    b.constant("w", np.random.default_rng(0).standard_normal((8, 8)))
+    x = b.node("Reshape", [b.node("MatMul", [x, "w"], "mixed"), "back"], "joined")
+    x = b.node("ReduceMean", [x], "mean", axes=[1, 2], keepdims=0)
+    b.constant("head", np.random.default_rng(1).standard_normal((8, 4)))
+    model = b.model(b.node("MatMul", [x, "head"], "logits"), (1, 4))
+    images = pictures(5)
+    network = TorchGraph(Graph(model))
+    batches = batches_of(network, images, 4)
+    assert [len(batch) for batch in batches] == [4, 1]
+    with torch.no_grad():
+        got = np.concatenate([network(batch).numpy() for batch in batches])
+    expected = np.concatenate([run(model, x)[0] for x in images])
+    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_batches_of_large_maps_are_smaller(monkeypatch: pytest.MonkeyPatch) -> None:
