@@ -14,7 +14,12 @@ pytest.importorskip("torch", reason="torch is not installed")
 @pytest.mark.parametrize(
     ("name", "parameters"),
     # As torchvision counts its own networks of these names, and the papers to two digits.
-    [("mobilenet_v3_large", 5_483_032), ("mobilenet_v3_small", 2_542_856), ("efficientnet_b0", 5_288_548)],
+    [
+        ("mobilenet_v3_large", 5_483_032),
+        ("mobilenet_v3_small", 2_542_856),
+        ("efficientnet_b0", 5_288_548),
+        ("mobilevit_xxs", 1_272_024),
+    ],
 )
 def test_networks_have_as_many_parameters_as_published(name: str, parameters: int) -> None:
     from tests.benchmarks.mobile_networks import NETWORKS

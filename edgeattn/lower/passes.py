@@ -30,6 +30,7 @@ from edgeattn.lower.safe_reductions import SafeReductions
 from edgeattn.lower.spread_gates import SpreadGates
 from edgeattn.lower.unit_steps import UnitSteps
 from edgeattn.lower.unsigned_pairs import UnsignedPairs
+from edgeattn.lower.whole_attention import WholeAttention
 from edgeattn.lower.whole_swishes import WholeSwishes
 from edgeattn.lower.widen_gates import WidenGates
 
@@ -41,8 +42,10 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     IntegerBias(),
     PartSoftmaxes(),
 )
+_ONNX_RUNTIME_ATTENTION = WholeAttention(probabilities=False, folds_scale=True)
 _OPENVINO: tuple[LoweringPass, ...] = (
     WholeSwishes(),
+    WholeAttention(),
     SafeReductions(),
     UnsignedPairs(),
     OwnZeroPoints(),
@@ -70,6 +73,7 @@ PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
     # On ARM the target adds `FloatSums`.
     "ort-cpu": (
+        _ONNX_RUNTIME_ATTENTION,
         *_ONNX_RUNTIME,
         BlockChannels(),
         WidenGates(),
@@ -79,6 +83,7 @@ PASSES: dict[str, tuple[LoweringPass, ...]] = {
     ),
     # A file that is carried to other processors.
     "ort-portable": (
+        _ONNX_RUNTIME_ATTENTION,
         *_ONNX_RUNTIME,
         BlockChannels(),
         WidenGates(),

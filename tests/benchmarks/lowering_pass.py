@@ -6,7 +6,7 @@ Run from the checkout::
     python -m tests.benchmarks.lowering_pass --cases efficientnet_b0:openvino-cpu:whole-swishes --threads 1 --json b0.json
 
 Networks are those of `mobile_networks`, with random weights and batch norms of noise, as in `attention_tax`: latency does
-not depend on values. Passes change no number, so there is no accuracy to measure.
+not depend on values. Passes change no number, or leave out a rounding, so there is no accuracy to measure.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from edgeattn.targets import get_target
 from edgeattn.targets.base import TimingPlan
 from tests.benchmarks.attention_tax import ratio_of, save_model, take_statistics, time_engines
 from tests.benchmarks.figures import figures_parser, publish
-from tests.benchmarks.mobile_networks import NETWORKS, seeded
+from tests.benchmarks.mobile_networks import NETWORKS, SIZES, seeded
 
 __all__ = ["CASES", "main", "measure"]
 
-SIZE = 224
 CASES = (
     "mobilenet_v3_large:ort-cpu:block-channels",
     "mobilenet_v3_small:ort-cpu:block-channels",
     "mobilenet_v3_large:ort-cpu:integer-swish",
     "efficientnet_b0:openvino-cpu:whole-swishes",
+    "mobilevit_xxs:openvino-cpu:whole-attention",
+    "mobilevit_xxs:ort-cpu:whole-attention",
 )
 """Network, target and pass."""
 
@@ -75,7 +76,8 @@ def measure(case: str, plans: Sequence[TimingPlan], rounds: int, folder: Path) -
     if pass_name not in {item.name for item in PASSES[name]}:
         raise ValueError(f"{name} has no pass {pass_name!r}")
     generator = np.random.default_rng(0)
-    images = [generator.standard_normal((1, 3, SIZE, SIZE)).astype(np.float32) for _ in range(2)]
+    size = SIZES[network]
+    images = [generator.standard_normal((1, 3, size, size)).astype(np.float32) for _ in range(2)]
     floating = export_float(take_statistics(seeded(network)), images[0].shape).model
     config = PtqConfig(range_estimator="minmax", equalization=False, stop_at_sqnr_db=-1000.0)
     quantized = emit_qdq(floating, make_plan(floating, images, config), target.profile)
@@ -97,7 +99,8 @@ def measure(case: str, plans: Sequence[TimingPlan], rounds: int, folder: Path) -
     rows = []
     for plan in plans:
         times = time_engines(target, engines, images[0], plan, rounds)
-        row: dict[str, Any] = {"network": network, "target": name, "pass": pass_name, "threads": plan.threads}
+        row: dict[str, Any] = {"network": network, "size": size, "target": name, "pass": pass_name}
+        row["threads"] = plan.threads
         row |= {f"{label}_ms": float(np.median(medians)) for label, medians in times.items()}
         for key, numerator, denominator in (
             ("gain", "without", "with"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from edgeattn.models import create_model
 from edgeattn.models.blocks import round_channels
 
-__all__ = ["NETWORKS", "seeded"]
+__all__ = ["NETWORKS", "SIZES", "seeded"]
 
 _Activation = Callable[[], nn.Module]
 
@@ -106,6 +106,76 @@ _SMALL = (
 )
 
 
+class _Encoder(nn.Module):
+    """Attention over tokens (N, T, C) and a perceptron, each behind a norm (Vaswani et al., arXiv 1706.03762)."""
+
+    def __init__(self, channels: int, hidden: int, heads: int) -> None:
+        super().__init__()
+        self.heads, self.size = heads, channels // heads
+        self.norm, self.mixed = nn.LayerNorm(channels), nn.Linear(channels, 3 * channels)
+        self.result = nn.Linear(channels, channels)
+        self.perceptron = nn.Sequential(
+            nn.LayerNorm(channels), nn.Linear(channels, hidden), nn.SiLU(), nn.Linear(hidden, channels)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        count, tokens, channels = x.shape
+        parts = self.mixed(self.norm(x)).reshape(count, tokens, 3, self.heads, self.size)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        weights = (query @ key.transpose(2, 3) * self.size**-0.5).softmax(3)
+        x = x + self.result((weights @ value).transpose(1, 2).reshape(count, tokens, channels))
+        y: Tensor = x + self.perceptron(x)
+        return y
+
+
+class _MobileViT(nn.Module):
+    """Encoders over the pixels of equal place in patches of 2x2 (Mehta and Rastegari, arXiv 2110.02178)."""
+
+    def __init__(self, channels: int, inner: int, encoders: int, heads: int = 4) -> None:
+        super().__init__()
+        self.local = nn.Sequential(
+            *_layer(channels, channels, 3, activation=nn.SiLU), nn.Conv2d(channels, inner, 1, bias=False)
+        )
+        self.encoders = nn.Sequential(*(_Encoder(inner, 2 * inner, heads) for _ in range(encoders)))
+        self.norm = nn.LayerNorm(inner)
+        self.back = nn.Sequential(*_layer(inner, channels, activation=nn.SiLU))
+        self.fused = nn.Sequential(*_layer(2 * channels, channels, 3, activation=nn.SiLU))
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.local(x)
+        count, channels, height, width = y.shape
+        y = y.reshape(count * channels * height // 2, 2, width // 2, 2).transpose(1, 2)
+        y = (
+            y.reshape(count, channels, height * width // 4, 4)
+            .transpose(1, 3)
+            .reshape(count * 4, -1, channels)
+        )
+        y = self.norm(self.encoders(y)).reshape(count, 4, -1, channels).transpose(1, 3)
+        y = y.reshape(count * channels * height // 2, width // 2, 2, 2).transpose(1, 2)
+        y = self.back(y.reshape(count, channels, height, width))
+        result: Tensor = self.fused(torch.cat([x, y], 1))
+        return result
+
+
+def _mobilevit_xxs() -> nn.Module:
+    layers, inputs = _layer(3, 16, 3, 2, activation=nn.SiLU), 16
+    # Outputs, stride, channels and number of encoders.
+    for outputs, stride, inner, encoders in (
+        (16, 1, 0, 0),
+        (24, 2, 0, 0),
+        (24, 1, 0, 0),
+        (24, 1, 0, 0),
+        (48, 2, 64, 2),
+        (64, 2, 80, 4),
+        (80, 2, 96, 3),
+    ):
+        layers.append(_Block(inputs, 2 * inputs, outputs, 3, stride, nn.SiLU, None))
+        layers += [_MobileViT(outputs, inner, encoders)] if encoders else []
+        inputs = outputs
+    layers += _layer(inputs, 320, activation=nn.SiLU)
+    return _Classifier(layers, [nn.Linear(320, 1000)])
+
+
 class _Classifier(nn.Module):
     """Layers, their mean over pixels, and what classifies it."""
 
@@ -135,9 +205,14 @@ NETWORKS: Mapping[str, Callable[[], nn.Module]] = MappingProxyType(
         "mobilenet_v3_large": lambda: _mobilenet_v3(_LARGE, 960, 1280),
         "mobilenet_v3_small": lambda: _mobilenet_v3(_SMALL, 576, 1024),
         "efficientnet_b0": lambda: create_model("efficientnet_b0", num_classes=1000),
+        "mobilevit_xxs": _mobilevit_xxs,
     }
 )
-"""By name: images (N, 3, 224, 224) to 1,000 classes. Weights follow torch's random numbers."""
+"""By name: images (N, 3, size, size) to 1,000 classes. Weights follow torch's random numbers."""
+SIZES: Mapping[str, int] = MappingProxyType(
+    {"mobilenet_v3_large": 224, "mobilenet_v3_small": 224, "efficientnet_b0": 224, "mobilevit_xxs": 256}
+)
+"""Height and width of a network's images, as its paper has them."""
 
 
 def seeded(name: str) -> nn.Module:

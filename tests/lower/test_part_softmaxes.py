@@ -78,13 +78,31 @@ def test_without_the_pass_onnx_runtime_is_wrong() -> None:
     [
         softmax_model(1 / 255),
         softmax_model(0.4 / 255, (2, 40)),
+        softmax_model(1 / 255, (1, 31, 33)),
         softmax_model(1 / 255, dtype=np.int8, zero_point=-128),
         softmax_model(0.4 / 255, quantized_scores=False),
     ],
-    ids=["coarse steps", "fine steps of many", "signed with the lowest zero point", "float scores"],
+    ids=[
+        "coarse steps",
+        "fine steps of many",
+        "few enough",
+        "signed with the lowest zero point",
+        "float scores",
+    ],
 )
-def test_softmaxes_that_do_not_overflow_keep_their_kernel(model: onnx.ModelProto) -> None:
+def test_other_softmaxes_keep_their_kernel(model: onnx.ModelProto) -> None:
     assert lower(model, PartSoftmaxes())[1] == []
+
+
+def test_large_softmaxes_are_computed_in_float(tmp_path: Path) -> None:
+    """The integer kernel takes twice the time."""
+    model = softmax_model(1 / 255, (4, 16, 16))
+    lowered, changed = lower(model, PartSoftmaxes())
+    assert changed == ["part-softmaxes"]
+    assert "QLinearSoftmax" in operators_after_optimization(model, tmp_path)
+    assert "QLinearSoftmax" not in operators_after_optimization(lowered, tmp_path)
+    feeds = scores_like((4, 16, 16))
+    np.testing.assert_array_equal(run(lowered, feeds, optimized=True), run(model, feeds))
 
 
 def test_every_spelling_for_onnx_runtime_has_the_pass(tmp_path: Path) -> None:
