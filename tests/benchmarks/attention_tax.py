@@ -61,14 +61,14 @@ def _network(architecture: str, attention: str) -> nn.Module:
     return insert_attention(model, attention, identity=False)
 
 
-def take_statistics(model: nn.Module) -> nn.Module:
-    """Give batch norms the statistics of noise, and biases that no runtime drops."""
+def take_statistics(model: nn.Module, size: int = SIZE) -> nn.Module:
+    """Give batch norms the statistics of noise (size x size), and biases that no runtime drops."""
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             module.momentum = None
             nn.init.normal_(module.bias, std=0.1)
     with torch.no_grad():
-        model.train()(torch.randn(4, 3, SIZE, SIZE))
+        model.train()(torch.randn(4, 3, size, size))
     return model.eval()
 
 

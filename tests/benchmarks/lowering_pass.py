@@ -78,7 +78,7 @@ def measure(case: str, plans: Sequence[TimingPlan], rounds: int, folder: Path) -
     generator = np.random.default_rng(0)
     size = SIZES[network]
     images = [generator.standard_normal((1, 3, size, size)).astype(np.float32) for _ in range(2)]
-    floating = export_float(take_statistics(seeded(network)), images[0].shape).model
+    floating = export_float(take_statistics(seeded(network), size), images[0].shape).model
     config = PtqConfig(range_estimator="minmax", equalization=False, stop_at_sqnr_db=-1000.0)
     quantized = emit_qdq(floating, make_plan(floating, images, config), target.profile)
     engines = {}
