@@ -8,7 +8,8 @@ temperature, or of scores that hardly differ. Read in ONNX Runtime's
 ``qlinear_softmax.cc``, and seen with 1.31.1.
 
 It also goes number by number where the float kernel takes vectors: 68 us for 8 x 64 x 64 scores, and 30 in float with
-both conversions (Xeon with AVX-512). For fewer than some hundred numbers one kernel is faster than four.
+both conversions (Xeon with AVX-512). For fewer than some hundred numbers one kernel is faster than four, and along
+another axis than the last one float scores are transposed twice.
 
 An identity before the quantization leaves such a softmax in float; no number changes.
 """
@@ -25,7 +26,7 @@ from edgeattn.lower.base import EveryGraph
 from edgeattn.lower.patterns import dequantize_of, put_identity_before, quantize_behind
 from edgeattn.onnx_graph import Graph, attribute
 
-__all__ = ["PartSoftmaxes", "broken_softmaxes"]
+__all__ = ["PartSoftmaxes", "broken_softmaxes", "is_along_last_axis"]
 
 _WORTH_FLOAT = 1024
 """Numbers of a softmax from which on float is faster."""
@@ -59,9 +60,14 @@ class PartSoftmaxes(EveryGraph):
     def _to_part(self, graph: Graph) -> list[NodeProto]:
         return [
             quantize
-            for _, quantize, shape, overflows in _quantized_softmaxes(graph)
-            if overflows or math.prod(shape) >= self.worth_float
+            for node, quantize, shape, overflows in _quantized_softmaxes(graph)
+            if overflows or (is_along_last_axis(node, shape) and math.prod(shape) >= self.worth_float)
         ]
+
+
+def is_along_last_axis(softmax: NodeProto, shape: tuple[int, ...]) -> bool:
+    """Return whether what a softmax, since opset 13, sums to one lies together in memory."""
+    return int(attribute(softmax, "axis", -1)) in (-1, len(shape) - 1)
 
 
 def broken_softmaxes(graph: Graph) -> list[tuple[NodeProto, NodeProto]]:

@@ -42,7 +42,7 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     IntegerBias(),
     PartSoftmaxes(),
 )
-_ONNX_RUNTIME_ATTENTION = WholeAttention(probabilities=False, folds_scale=True)
+_ONNX_RUNTIME_ATTENTION = WholeAttention(probabilities=False, folds_scale=True, last_axis=True)
 _OPENVINO: tuple[LoweringPass, ...] = (
     WholeSwishes(),
     WholeAttention(),

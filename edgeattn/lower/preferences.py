@@ -25,6 +25,11 @@ _CPU = MappingProxyType(
         "triplet": "short_axis_pool",
         "se": "pool_conv",
         "cbam": "short_axis_pool",
+        # The runtimes' float softmaxes go along the last axis; along another one they transpose the scores twice.
+        "mhsa": "rows",
+        "sagan": "rows",
+        "nonlocal": "rows",
+        "danet": "rows",
     }
 )
 # TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing. Joined gates of

@@ -22,6 +22,7 @@ import numpy as np
 from onnx import NodeProto
 
 from edgeattn.lower.base import EveryGraph
+from edgeattn.lower.part_softmaxes import is_along_last_axis
 from edgeattn.lower.patterns import dequantize_of, remove_pair
 from edgeattn.onnx_graph import Graph, is_clip
 
@@ -40,11 +41,13 @@ class WholeAttention(EveryGraph):
     Attributes:
         probabilities: Whether the pair behind the softmax goes as well.
         folds_scale: Whether a scalar factor of the scores becomes part of the first map's scale.
+        last_axis: Whether only softmaxes along the last axis are worth it: ONNX Runtime transposes others.
     """
 
     name: str = "whole-attention"
     probabilities: bool = True
     folds_scale: bool = False
+    last_axis: bool = False
 
     def __call__(self, graph: Graph) -> bool:
         """Remove them."""
@@ -66,7 +69,10 @@ class WholeAttention(EveryGraph):
         shapes = graph.shapes()
         found = []
         for node in graph.nodes:
-            if node.op_type != "Softmax" or math.prod(shapes.get(node.input[0], ())) < _LEAST_SCORES:
+            shape = shapes.get(node.input[0], ())
+            if node.op_type != "Softmax" or math.prod(shape) < _LEAST_SCORES:
+                continue
+            if self.last_axis and not is_along_last_axis(node, shape):
                 continue
             before, behind = _scores(graph, node.input[0]), _probabilities(graph, node)
             if before is not None and behind is not None:

@@ -37,7 +37,13 @@ class Attention(Builder):
 
 
 def attention_model(
-    kind: str = "scaled", *, side: int = 8, floats: bool = False, twice: bool = False, used: bool = True
+    kind: str = "scaled",
+    *,
+    side: int = 8,
+    floats: bool = False,
+    twice: bool = False,
+    used: bool = True,
+    axis: int = -1,
 ) -> onnx.ModelProto:
     """Of a map with a pair around everything, as plans have it."""
     b, places = Attention(floats=floats), side * side
@@ -52,7 +58,7 @@ def attention_model(
         bias = np.random.default_rng(3).standard_normal((1, 1, places, places)).astype(np.float32)
         scores = b.add("Add", b.pair(scores, 0.1, 128), b.constant(bias))
     scores = b.pair(scores, 0.1, 128)
-    weights = b.pair(b.add("Softmax", scores, axis=-1), 0.8 / 255, 0)
+    weights = b.pair(b.add("Softmax", scores, axis=axis), 0.8 / 255, 0)
     mixed = b.add("MatMul", weights, value) if used else b.add("ReduceMax", weights, axes=[3])
     if twice:
         mixed = b.add("Add", mixed, b.add("ReduceMean", scores, axes=[3], keepdims=1))
@@ -67,7 +73,7 @@ def distance_db(wanted: Array, got: Array) -> float:
     return 10 * float(np.log10(np.square(wanted).sum() / max(float(np.square(wanted - got).sum()), 1e-30)))
 
 
-OPENVINO, RUNTIME = WholeAttention(), WholeAttention(probabilities=False, folds_scale=True)
+OPENVINO, RUNTIME = WholeAttention(), WholeAttention(probabilities=False, folds_scale=True, last_axis=True)
 SPELLINGS = pytest.mark.parametrize("spelling", [OPENVINO, RUNTIME], ids=["openvino", "onnx runtime"])
 KINDS = ("plain", "scaled", "divided", "turned", "biased")
 
@@ -126,6 +132,15 @@ def test_a_pair_that_stands_for_a_clip_stays(spelling: WholeAttention) -> None:
     softmax = next(node for node in graph.nodes if node.op_type == "Softmax")
     mark_clip(graph.producer[graph.producer[softmax.input[0]].input[0]])
     assert lower(graph.to_model(), spelling)[1] == []
+
+
+def test_softmaxes_along_another_axis_stay_in_onnx_runtime(tmp_path: Path) -> None:
+    """It transposes float scores, four times the bytes."""
+    lowered, changed = lower(attention_model(axis=2), *passes_for("ort-cpu"))
+    assert not {"whole-attention", "part-softmaxes"} & set(changed)
+    assert "QLinearSoftmax" in operators_after_optimization(lowered, tmp_path)
+    assert "whole-attention" in lower(attention_model(axis=3), *passes_for("ort-cpu"))[1]
+    assert "whole-attention" in lower(attention_model(axis=2), *passes_for("openvino-cpu"))[1]
 
 
 def test_a_kernel_for_few_scores_is_left_to_onnx_runtime(tmp_path: Path) -> None:
