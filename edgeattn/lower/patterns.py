@@ -135,12 +135,12 @@ def same_parameters(graph: Graph, one: NodeProto, other: NodeProto) -> bool:
     return True
 
 
-def put_identity_before(graph: Graph, quantize: NodeProto, suffix: str) -> None:
-    """Put a leaky ReLU of slope 1 before a QuantizeLinear: no number changes, and OpenVINO fuses nothing across it."""
-    source = quantize.input[0]
+def put_identity_before(graph: Graph, node: NodeProto, suffix: str) -> None:
+    """Put a leaky ReLU of slope 1 before a node's first input: no number changes, and no runtime fuses across it."""
+    source = node.input[0]
     result = graph.fresh_name(f"{source}.{suffix}")
     graph.add([helper.make_node("LeakyRelu", [source], [result], result, alpha=1.0)])
-    graph.reroute(source, result, [quantize])
+    graph.reroute(source, result, [node])
 
 
 def power_of_two_step(graph: Graph, node: NodeProto | None) -> float | None:

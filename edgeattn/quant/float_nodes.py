@@ -57,12 +57,14 @@ def divisor_nodes(graph: Graph) -> list[NodeProto]:
     In 256 steps squares of small values are 0; where all of a sum are, what is divided by the norm has no bound.
     """
     result: dict[int, NodeProto] = {}
+    seen: set[int] = set()
     waiting = [node.input[1] for node in graph.nodes if node.op_type == "Div"]
     waiting += [node.input[0] for node in graph.nodes if node.op_type == "Reciprocal"]
     while waiting:
         node = graph.producer.get(waiting.pop())
-        if node is None:
+        if node is None or id(node) in seen:
             continue
+        seen.add(id(node))
         if node.op_type in _TO_A_NORM or (node.op_type == "Add" and graph.constants.keys() & set(node.input)):
             waiting += [name for name in node.input if name not in graph.constants]
         elif node.op_type in _SUMS:

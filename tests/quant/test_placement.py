@@ -245,6 +245,13 @@ def test_squares_that_are_summed_to_a_divisor_stay_float(divided: bool) -> None:
     assert ("squares" in chosen) != divided
 
 
+def test_many_ways_to_a_divisor_are_looked_at_once() -> None:
+    """A chain of joins has two to the power of its length of them."""
+    joins = [node("Max", f"m{i} m{i}", f"m{i + 1}") for i in range(200)]
+    model = model_of([node("Relu", "input", "m0"), *joins, node("Div", "input m200", "logits")], {})
+    assert "logits" not in place_quantizers(model).activations
+
+
 def test_scores_that_a_mask_makes_infinite_are_planned_around() -> None:
     """As CCNet keeps a place from being counted twice."""
     model = model_of(
