@@ -105,7 +105,10 @@ def build_model(
     exported = describe_export(run, request.profile)
     source = _source(report, run, exported.outputs[0].shape[1], request, progress)
     if request.profile == "s8" and source.takes is not None and source.takes.channels == "gray":
-        raise RecipeError("Kits for TensorRT take colour images: it would compute luma in float16.")
+        raise RecipeError(
+            f"Kits for TensorRT take colour images, and the model in {run} takes gray ones: TensorRT would compute luma in "
+            "float16. Make a python, cpp or web kit."
+        )
     with tempfile.TemporaryDirectory(prefix="edgeattn-kit-") as scratch:
         work = Path(scratch)
         if request.profile == "u8":

@@ -85,7 +85,7 @@ def _quantized_softmaxes(graph: Graph) -> Iterator[tuple[NodeProto, NodeProto, t
         scale = graph.scalar(quantize.input[1]) if quantize is not None else None
         if quantize is None or scale is None or not scale > 0:
             continue
-        shape = shapes.get(node.input[0], ())
+        shape, axis = shapes.get(node.input[0], ()), int(attribute(node, "axis", -1))
         # Without sizes the shortest length, which overflows first.
-        length = shape[int(attribute(node, "axis", -1))] if shape else 1
+        length = shape[axis] if -len(shape) <= axis < len(shape) else 1
         yield node, quantize, shape, math.floor(1.0 / scale) > _MARGIN * max(length, 1)

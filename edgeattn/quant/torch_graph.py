@@ -111,7 +111,7 @@ class TorchGraph:
                 if name in values and self._last_use[name] <= index and name not in keep:
                     del values[name]
 
-    def _reshape(self, node: NodeProto, inputs: Sequence[Any]) -> Tensor | None:
+    def _reshape(self, node: NodeProto, inputs: Sequence[Any]) -> Any:
         """Reshape as the graph does for one image, with the others behind it in the first dimension.
 
         That is right wherever the image's number is the slowest index, as in windows and patches that became part of
@@ -120,11 +120,10 @@ class TorchGraph:
         if self._shapes is None:
             self._shapes = self.graph.shapes()
         before, after = (self._shapes.get(name, ()) for name in (node.input[0], node.output[0]))
-        images, rest = divmod(inputs[0].numel(), math.prod(before)) if before else (0, 1)
-        if not after or rest or min(before) < 1 or min(after) < 1:
+        if not before or not after or min(before) < 1 or min(after) < 1:
             return None
-        result: Tensor = inputs[0].reshape(images * after[0], *after[1:])
-        return result
+        images, rest = divmod(inputs[0].numel(), math.prod(before))
+        return None if rest else inputs[0].reshape(images * after[0], *after[1:])
 
     def _value(self, name: str, values: Mapping[str, Tensor]) -> Tensor | None:
         if not name:

@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lowering_graphs import Array, Builder, lower, operators, operators_after_optimization, run
 
-from edgeattn.lower.part_softmaxes import PartSoftmaxes
+from edgeattn.lower.part_softmaxes import PartSoftmaxes, broken_softmaxes
 from edgeattn.lower.passes import passes_for
+from edgeattn.onnx_graph import Graph
 
 SCORE_STEP = 0.004
 
@@ -92,6 +93,12 @@ def test_without_the_pass_onnx_runtime_is_wrong() -> None:
 )
 def test_other_softmaxes_keep_their_kernel(model: onnx.ModelProto) -> None:
     assert lower(model, PartSoftmaxes())[1] == []
+
+
+def test_an_axis_that_there_is_not_is_somebody_elses_complaint() -> None:
+    graph = Graph(softmax_model(1 / 255))
+    next(node for node in graph.nodes if node.op_type == "Softmax").attribute[0].i = 7
+    assert [node.op_type for node, _ in broken_softmaxes(graph)] == ["Softmax"]
 
 
 def test_large_softmaxes_are_computed_in_float(tmp_path: Path) -> None:
