@@ -110,7 +110,7 @@ def lowering_passes(root: Path) -> str:
     header = (
         "pass",
         "target, threads",
-        "network",
+        "network, pixels a side",
         "INT8 p50",
         "without it",
         "gain",
@@ -122,7 +122,7 @@ def lowering_passes(root: Path) -> str:
             (
                 f"`{row['pass']}`",
                 f"{row['target']}, {row['threads']}",
-                _PASSED[row["network"]],
+                f"{_PASSED[row['network']]}, {row['size']}",
                 f"{row['with_ms']:.3f} ms",
                 f"{row['without_ms']:.3f} ms",
                 _times(row, "gain"),
@@ -138,7 +138,7 @@ def lowering_passes(root: Path) -> str:
         ) from exc
     return (
         markdown(header, rows, left=3)
-        + "\n\n224x224 (MobileViT 256x256), batch 1, random weights. Medians of ratios of runs in alternation, with 95 % intervals; "
+        + "\n\nBatch 1, random weights. Medians of ratios of runs in alternation, with 95 % intervals; "
         + said
     )
 

@@ -162,7 +162,7 @@ RULES = (
         frozenset({"ort"}),
         "error",
         _overflowing_softmaxes,
-        lambda graph: PartSoftmaxes()(graph),
+        PartSoftmaxes(),
     ),
     Rule(
         "DLA001",

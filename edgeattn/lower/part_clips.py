@@ -9,42 +9,28 @@ A bound of 0 and one beyond the levels stay right, so ReLU is left alone.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 import numpy as np
 from onnx import NodeProto
 
-from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import dequantize_of, put_identity_before
+from edgeattn.lower.parting import PartingPass
+from edgeattn.lower.patterns import dequantize_of
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["PartClips"]
 
 
 @dataclasses.dataclass(frozen=True)
-class PartClips(EveryGraph):
+class PartClips(PartingPass):
     """Put an identity between a dequantized map and a clip that has a bound among its levels, other than 0."""
 
     name: str = "part-clips"
+    left: ClassVar[str] = "has a bound among the levels of what it reads, which OpenVINO moves"
 
-    def __call__(self, graph: Graph) -> bool:
-        """Insert the identities."""
-        found = _moved_clips(graph)
-        for clip in found:
-            put_identity_before(graph, clip, "parted")
-        return bool(found)
-
-    def ensures(self, graph: Graph) -> str:
-        """Check that no such clip is left."""
-        left = _moved_clips(graph)
-        return (
-            f"{left[0].name!r} has a bound among the levels of what it reads, which OpenVINO moves"
-            if left
-            else ""
-        )
-
-
-def _moved_clips(graph: Graph) -> list[NodeProto]:
-    return [node for node in graph.nodes if node.op_type == "Clip" and _is_moved(graph, node)]
+    def found(self, graph: Graph) -> list[NodeProto]:
+        """Return such clips."""
+        return [node for node in graph.nodes if node.op_type == "Clip" and _is_moved(graph, node)]
 
 
 def _is_moved(graph: Graph, clip: NodeProto) -> bool:

@@ -9,11 +9,11 @@ keeps the parts apart.
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from onnx import NodeProto
 
-from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import put_identity_before
+from edgeattn.lower.parting import PartingPass
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["PartConcats"]
@@ -22,26 +22,15 @@ _ARITHMETIC = frozenset({"Add", "Div", "Mul", "Sub"})
 
 
 @dataclasses.dataclass(frozen=True)
-class PartConcats(EveryGraph):
+class PartConcats(PartingPass):
     """Put an identity between concatenation and quantization, before what OpenVINO would move."""
 
     name: str = "part-concats"
+    left: ClassVar[str] = "quantizes a concatenation that goes into what OpenVINO moves it across"
 
-    def __call__(self, graph: Graph) -> bool:
-        """Insert the identities."""
-        found = _scaled_concats(graph)
-        for quantize in found:
-            put_identity_before(graph, quantize, "parted")
-        return bool(found)
-
-    def ensures(self, graph: Graph) -> str:
-        """Check that no such concatenation is left."""
-        left = _scaled_concats(graph)
-        return (
-            f"{left[0].name!r} quantizes a concatenation that goes into what OpenVINO moves it across"
-            if left
-            else ""
-        )
+    def found(self, graph: Graph) -> list[NodeProto]:
+        """Return what quantizes such concatenations."""
+        return _scaled_concats(graph)
 
 
 def _scaled_concats(graph: Graph) -> list[NodeProto]:

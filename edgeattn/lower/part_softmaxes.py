@@ -19,11 +19,12 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterator
+from typing import ClassVar
 
 from onnx import NodeProto
 
-from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import dequantize_of, put_identity_before, quantize_behind
+from edgeattn.lower.parting import PartingPass
+from edgeattn.lower.patterns import dequantize_of, quantize_behind
 from edgeattn.onnx_graph import Graph, attribute
 
 __all__ = ["PartSoftmaxes", "broken_softmaxes", "is_along_last_axis"]
@@ -35,33 +36,18 @@ _MARGIN = math.exp(5.0) * 0.98
 
 
 @dataclasses.dataclass(frozen=True)
-class PartSoftmaxes(EveryGraph):
-    """Put an identity between softmax and quantization where the integer kernel would be wrong or slow.
-
-    Attributes:
-        worth_float: Numbers of a softmax from which on it is left in float.
-    """
+class PartSoftmaxes(PartingPass):
+    """Put an identity between softmax and quantization where the integer kernel would be wrong or slow."""
 
     name: str = "part-softmaxes"
-    worth_float: int = _WORTH_FLOAT
+    left: ClassVar[str] = "quantizes a softmax of ONNX Runtime's integer kernel"
 
-    def __call__(self, graph: Graph) -> bool:
-        """Insert the identities."""
-        found = self._to_part(graph)
-        for quantize in found:
-            put_identity_before(graph, quantize, "parted")
-        return bool(found)
-
-    def ensures(self, graph: Graph) -> str:
-        """Check that no such softmax is left."""
-        left = self._to_part(graph)
-        return f"{left[0].name!r} quantizes a softmax of ONNX Runtime's integer kernel" if left else ""
-
-    def _to_part(self, graph: Graph) -> list[NodeProto]:
+    def found(self, graph: Graph) -> list[NodeProto]:
+        """Return what quantizes such softmaxes."""
         return [
             quantize
             for node, quantize, shape, overflows in _quantized_softmaxes(graph)
-            if overflows or (is_along_last_axis(node, shape) and math.prod(shape) >= self.worth_float)
+            if overflows or (is_along_last_axis(node, shape) and math.prod(shape) >= _WORTH_FLOAT)
         ]
 
 

@@ -42,7 +42,6 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     IntegerBias(),
     PartSoftmaxes(),
 )
-_ONNX_RUNTIME_ATTENTION = WholeAttention(probabilities=False, folds_scale=True, last_axis=True)
 _OPENVINO: tuple[LoweringPass, ...] = (
     WholeSwishes(),
     WholeAttention(),
@@ -73,7 +72,7 @@ PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
     # On ARM the target adds `FloatSums`.
     "ort-cpu": (
-        _ONNX_RUNTIME_ATTENTION,
+        WholeAttention(in_one=False),
         *_ONNX_RUNTIME,
         BlockChannels(),
         WidenGates(),
@@ -83,7 +82,7 @@ PASSES: dict[str, tuple[LoweringPass, ...]] = {
     ),
     # A file that is carried to other processors.
     "ort-portable": (
-        _ONNX_RUNTIME_ATTENTION,
+        WholeAttention(in_one=False),
         *_ONNX_RUNTIME,
         BlockChannels(),
         WidenGates(),

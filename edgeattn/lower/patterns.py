@@ -22,7 +22,6 @@ __all__ = [
     "has_movable_bias",
     "int8_product",
     "power_of_two_step",
-    "put_identity_before",
     "quantize_behind",
     "remove_pair",
     "same_parameters",
@@ -133,14 +132,6 @@ def same_parameters(graph: Graph, one: NodeProto, other: NodeProto) -> bool:
         if left is None or right is None or left.dtype != right.dtype or not np.array_equal(left, right):
             return False
     return True
-
-
-def put_identity_before(graph: Graph, node: NodeProto, suffix: str) -> None:
-    """Put a leaky ReLU of slope 1 before a node's first input: no number changes, and no runtime fuses across it."""
-    source = node.input[0]
-    result = graph.fresh_name(f"{source}.{suffix}")
-    graph.add([helper.make_node("LeakyRelu", [source], [result], result, alpha=1.0)])
-    graph.reroute(source, result, [node])
 
 
 def power_of_two_step(graph: Graph, node: NodeProto | None) -> float | None:

@@ -11,33 +11,28 @@ ReLU of slope 1) makes the quantization the second thing, and it stays. Graphs w
 from __future__ import annotations
 
 import dataclasses
+from typing import ClassVar
 
 from onnx import NodeProto
 
-from edgeattn.lower.base import EveryGraph
-from edgeattn.lower.patterns import dequantize_of, power_of_two_step, put_identity_before
+from edgeattn.lower.parting import PartingPass
+from edgeattn.lower.patterns import dequantize_of, power_of_two_step
 from edgeattn.onnx_graph import Graph
 
 __all__ = ["RoundBranches"]
 
 
 @dataclasses.dataclass(frozen=True)
-class RoundBranches(EveryGraph):
+class RoundBranches(PartingPass):
     """Put an identity between convolution and quantization, before sums with power-of-two scales or of single pixels."""
 
     name: str = "round-branches"
+    left: ClassVar[str] = "would not be rounded"
+    suffix: ClassVar[str] = "rounded"
 
-    def __call__(self, graph: Graph) -> bool:
-        """Insert the identities."""
-        found = _branches(graph)
-        for quantize in found:
-            put_identity_before(graph, quantize, "rounded")
-        return bool(found)
-
-    def ensures(self, graph: Graph) -> str:
-        """Check that no branch is left whose rounding would be dropped."""
-        left = _branches(graph)
-        return f"{left[0].name!r} would not be rounded" if left else ""
+    def found(self, graph: Graph) -> list[NodeProto]:
+        """Return what quantizes such branches."""
+        return _branches(graph)
 
 
 def _branches(graph: Graph) -> list[NodeProto]:

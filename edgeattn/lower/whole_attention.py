@@ -39,15 +39,14 @@ class WholeAttention(EveryGraph):
     """Remove the pairs between a product of two maps, its softmax, and the product behind that.
 
     Attributes:
-        probabilities: Whether the pair behind the softmax goes as well.
-        folds_scale: Whether a scalar factor of the scores becomes part of the first map's scale.
-        last_axis: Whether only softmaxes along the last axis are worth it: ONNX Runtime transposes others.
+        in_one: Whether the runtime computes all three in one float kernel. Otherwise the product before the softmax is
+            one of integers to float: the pair behind the softmax stays, a scalar factor of the scores becomes part of
+            the first map's scale, and softmaxes along another axis than the last stay as they are, as such a runtime
+            transposes their scores.
     """
 
     name: str = "whole-attention"
-    probabilities: bool = True
-    folds_scale: bool = False
-    last_axis: bool = False
+    in_one: bool = True
 
     def __call__(self, graph: Graph) -> bool:
         """Remove them."""
@@ -55,7 +54,7 @@ class WholeAttention(EveryGraph):
         for softmax, quantizes in found:
             for quantize in quantizes:
                 remove_pair(graph, quantize)
-            if self.folds_scale:
+            if not self.in_one:
                 _fold_scale(graph, softmax)
         return bool(found)
 
@@ -72,11 +71,11 @@ class WholeAttention(EveryGraph):
             shape = shapes.get(node.input[0], ())
             if node.op_type != "Softmax" or math.prod(shape) < _LEAST_SCORES:
                 continue
-            if self.last_axis and not is_along_last_axis(node, shape):
+            if not self.in_one and not is_along_last_axis(node, shape):
                 continue
             before, behind = _scores(graph, node.input[0]), _probabilities(graph, node)
             if before is not None and behind is not None:
-                quantizes = [*before, *(behind if self.probabilities else ())]
+                quantizes = [*before, *(behind if self.in_one else ())]
                 if quantizes:
                     found.append((node, quantizes))
         return found

@@ -73,7 +73,7 @@ def distance_db(wanted: Array, got: Array) -> float:
     return 10 * float(np.log10(np.square(wanted).sum() / max(float(np.square(wanted - got).sum()), 1e-30)))
 
 
-OPENVINO, RUNTIME = WholeAttention(), WholeAttention(probabilities=False, folds_scale=True, last_axis=True)
+OPENVINO, RUNTIME = WholeAttention(), WholeAttention(in_one=False)
 SPELLINGS = pytest.mark.parametrize("spelling", [OPENVINO, RUNTIME], ids=["openvino", "onnx runtime"])
 KINDS = ("plain", "scaled", "divided", "turned", "biased")
 
@@ -87,7 +87,7 @@ def test_fewer_roundings_are_nearer_to_the_float_network(kind: str, spelling: Wh
     before, after = run(model, image()), run(lowered, image())
     assert distance_db(before, after) > 20
     assert distance_db(floats, after) > distance_db(floats, before) - 0.5
-    gone = (2 if kind == "biased" else 1) + spelling.probabilities
+    gone = (2 if kind == "biased" else 1) + spelling.in_one
     assert operators(model).count("QuantizeLinear") - operators(lowered).count("QuantizeLinear") == gone
 
 
