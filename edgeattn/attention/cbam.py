@@ -18,7 +18,6 @@ from torch import nn
 
 from edgeattn.attention.base import Attention, EdgeForm
 from edgeattn.attention.layers import (
-    BandedConvBn,
     ChannelMeanConv,
     ConvBn,
     DoubledBiasConv,
@@ -28,6 +27,7 @@ from edgeattn.attention.layers import (
     make_average,
     make_maximum,
 )
+from edgeattn.attention.spatial_plane import SpatialPlane
 from edgeattn.errors import RecipeError
 
 __all__ = ["ConvolutionalBlockAttention", "PointwiseLinear"]
@@ -127,13 +127,13 @@ class _CbamEdge(EdgeForm):
     """Static pools; one last MLP layer for both pools.
 
     The last layer is linear, so it runs once on the sum: ``f(a) + f(b)`` is ``f(a + b)`` with twice the
-    bias. In the forms ``short_axis_*`` the spatial plane's rows are the channels of a banded convolution,
-    which fills the lanes that a convolution to one channel leaves idle.
+    bias. In the forms ``short_axis_*`` the spatial plane's rows (its columns in ``short_axis_columns_*``) are the
+    channels of a banded convolution, which fills the lanes that a convolution to one channel leaves idle.
     """
 
     def __init__(self, source: ConvolutionalBlockAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
-        pooled = form in ("pool_conv", "short_axis_pool")
+        pooled = "pool" in form
         last = source._mlp_layer("3")
         self.avg_pool = make_average(pooled, height, width)
         self.max_pool = make_maximum(pooled, height, width)
@@ -143,11 +143,11 @@ class _CbamEdge(EdgeForm):
         self.sigmoid_channel = nn.Sigmoid()
         self.channel_max = Max(1)
         self.channel_mean = ChannelMeanConv(source.channels, last.weight) if pooled else Mean(1)
-        self._short_axis = form.startswith("short_axis")
         spatial = source._spatial_layer()
-        self.SpatialGate = _SpatialGate(
-            BandedConvBn(spatial, height, along_width=True) if self._short_axis else spatial
-        )
+        self._plane: SpatialPlane | None = None
+        if form.startswith("short_axis"):
+            self._plane = SpatialPlane(height, width, columns=form.startswith("short_axis_columns"))
+        self.SpatialGate = _SpatialGate(spatial if self._plane is None else self._plane.convolution(spatial))
         self.sigmoid_spatial = nn.Sigmoid()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -156,12 +156,7 @@ class _CbamEdge(EdgeForm):
         summed = act(first(self.avg_pool(x))) + act(first(self.max_pool(x)))
         y: torch.Tensor = x * self.sigmoid_channel(last(summed))
         maximum, mean = self.channel_max(y), self.channel_mean(y)
-        if self._short_axis:
-            # (N, 1, H, W) is (N, H, 1, W) in memory.
-            shape = (-1, self.height, 1, self.width)
-            maximum, mean = maximum.reshape(shape), mean.reshape(shape)
-        planes = torch.cat([maximum, mean], dim=1)
+        plane = self._plane
+        planes = torch.cat([maximum, mean], dim=1) if plane is None else plane.join(maximum, mean)
         gate: torch.Tensor = self.sigmoid_spatial(self.SpatialGate.spatial(planes))
-        if self._short_axis:
-            gate = gate.reshape(-1, 1, self.height, self.width)
-        return y * self.apply_factor(gate)
+        return y * self.apply_factor(gate if plane is None else plane.as_map(gate))

@@ -28,6 +28,7 @@ from edgeattn.attention.layers import (
     make_average,
     make_maximum,
 )
+from edgeattn.attention.spatial_plane import SpatialPlane
 
 __all__ = ["TripletAttention"]
 
@@ -183,7 +184,8 @@ class _ShortAxisTriplet(_TripletEdge):
 
     A convolution from two channels to one leaves 15 of 16 lanes of an integer kernel idle, and a band
     over hundreds of channels reads a megabyte of zeros. With a short axis as channels all lanes work and
-    the band stays small. Only pooled maps are permuted.
+    the band stays small. Only pooled maps are permuted. In the forms ``short_axis_columns_*`` the channels of
+    the plane (H, W) are its columns, otherwise its rows.
     """
 
     # Permuting the pooled maps costs about as much as a band that is this many times too wide.
@@ -191,8 +193,9 @@ class _ShortAxisTriplet(_TripletEdge):
 
     def __init__(self, source: TripletAttention, height: int, width: int, form: str) -> None:
         super().__init__(source, height, width, form)
+        self._plane = SpatialPlane(height, width, columns=form.startswith("short_axis_columns"))
         if source.hw is not None:
-            self.hw = _Branch(BandedConvBn(_conv_bn(source.hw), height, along_width=True))
+            self.hw = _Branch(self._plane.convolution(_conv_bn(source.hw)))
 
     @property
     def _columns_as_channels(self) -> bool:
@@ -216,10 +219,11 @@ class _ShortAxisTriplet(_TripletEdge):
         if not self._columns_as_channels:
             gate: torch.Tensor = self.cw(self._planes(maximum, mean))
             return gate
-        # (N, C, 1, W) -> (N, W, C, 1) and back
+        # (N, C, 1, W) -> (N, W, C, 1) and back. One permutation back would leave the gate channels first, and ONNX
+        # Runtime would transpose the map to it. It moves no transpose through a reshape.
         planes = self._planes(maximum.permute(0, 3, 1, 2), mean.permute(0, 3, 1, 2))
-        gate = self.cw(planes)
-        return gate.permute(0, 2, 3, 1)
+        last: torch.Tensor = self.cw(planes).reshape(-1, 1, self.width, self.channels)
+        return last.permute(0, 3, 1, 2)
 
     def _gate_hc(self, x: torch.Tensor) -> torch.Tensor:
         maximum, mean = self.max_w(x), self.mean_w(x)  # (N, C, H, 1)
@@ -235,10 +239,8 @@ class _ShortAxisTriplet(_TripletEdge):
         self.check_size(x)
         total = self._gate_cw(x) + self._gate_hc(x)  # (N, C, H, W)
         if self.hw is not None:
-            # (N, 1, H, W) is (N, H, 1, W) in memory.
-            shape = (-1, self.height, 1, self.width)
-            planes = self._planes(self.max_c(x).reshape(shape), self.mean_c(x).reshape(shape))
-            total = total + self.hw(planes).reshape(-1, 1, self.height, self.width)
+            planes = self._plane.join(self.max_c(x), self.mean_c(x))
+            total = total + self._plane.as_map(self.hw(planes))
         return x * self.apply_factor(total)
 
 

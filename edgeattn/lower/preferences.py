@@ -32,6 +32,8 @@ _CPU = MappingProxyType(
         "danet": "rows",
     }
 )
+# ONNX Runtime keeps maps channels last in any case, OpenVINO here does not.
+_ONNX_RUNTIME = MappingProxyType({"triplet": "short_axis_columns_pool", "cbam": "short_axis_columns_pool"})
 # TensorRT fuses a reduction into the element-wise kernel before it, and a pool into nothing. Joined gates of
 # Coordinate Attention are 5 kernels with float16 inside; two branches, or two convolutions behind a split, are 8.
 _TENSORRT = MappingProxyType(
@@ -59,7 +61,9 @@ def preferred_forms(target: str, *others: str) -> Mapping[str, str]:
         others: What the same graph is built for as well: none gets a form that keeps it out of INT8.
     """
     chosen = _TENSORRT if target in _GPU_TARGETS else _CPU
-    if chosen is _CPU and _GPU_TARGETS.intersection(others):
+    if target == "ort-cpu" and "openvino-cpu" not in others:
+        chosen = MappingProxyType(chosen | _ONNX_RUNTIME)
+    if target not in _GPU_TARGETS and _GPU_TARGETS.intersection(others):
         chosen = MappingProxyType(chosen | _CPU_AND_TENSORRT)
     return {
         name: attentions.get(name).default_form for name in attentions if attentions.get(name).edge_forms

@@ -74,11 +74,15 @@ CASES: dict[str, Case] = {
         # With one squeezed channel, the ReLU is often shut and its gradient zero for good reason.
         trained_options={"reduction": 2},
         bad=((8, {"reduction": -1}, "reduction must be positive"),),
+        operations=frozenset({"Transpose"}),  # of pooled planes
     ),
     "triplet": Case(
         triplet,
         variants=({}, {"kernel_size": 3}, {"no_spatial": True}),
         bad=((8, {"kernel_size": 0}, "positive odd number, got 0"),),
+        operations=frozenset({"Transpose"}),
+        channels=20,  # more than six times the width or height of some sizes: those planes are turned
+        sizes=((5, 6), (3, 4), (2, 3), (7, 2), (3, 9)),
     ),
     "coord": Case(
         coord,
