@@ -19,6 +19,7 @@ from edgeattn.lower.half_remainder import HalfRemainder
 from edgeattn.lower.image_convolution import ImageConvolution
 from edgeattn.lower.integer_bias import IntegerBias
 from edgeattn.lower.integer_swish import IntegerSwish
+from edgeattn.lower.merge_moves import MergeMoves
 from edgeattn.lower.own_zero_points import OwnZeroPoints
 from edgeattn.lower.pads_before_pairs import PadsBeforePairs
 from edgeattn.lower.part_clips import PartClips
@@ -37,6 +38,7 @@ from edgeattn.lower.widen_gates import WidenGates
 __all__ = ["PASSES", "passes_for"]
 
 _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
+    MergeMoves(),
     FoldScaling(),
     PoolToDepthwise(),
     IntegerBias(),

@@ -44,6 +44,7 @@ CASES = (
     "efficientnet_b0:openvino-cpu:whole-swishes",
     "mobilevit_xxs:openvino-cpu:whole-attention",
     "mobilevit_xxs:ort-cpu:whole-attention",
+    "mobilevit_xxs:ort-cpu:merge-moves",
 )
 """Network, target and pass."""
 
