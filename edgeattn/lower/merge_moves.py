@@ -27,6 +27,7 @@ Step = tuple[str, tuple[int, ...]]
 """``("Reshape", shape)`` or ``("Transpose", permutation)``."""
 
 _RESHAPES = frozenset({"Flatten", "Reshape", "Squeeze", "Unsqueeze"})
+_PAIR = frozenset({"QuantizeLinear", "DequantizeLinear"})
 _TO_LAST: Step = ("Transpose", (0, 2, 3, 1))
 _TO_FIRST: Step = ("Transpose", (0, 3, 1, 2))
 
@@ -239,29 +240,37 @@ def _write(graph: Graph, chain: _Chain, steps: Sequence[Step]) -> None:
     name = chain.source
     written = dequantize_of(graph, name) is not None
 
-    def pair(name: str) -> str:
+    def pair(name: str, names: Sequence[str] = ()) -> str:
         if not chain.parameters:
             return name
-        integers, real = (graph.fresh_name(f"{name}.{part}") for part in ("quantized", "dequantized"))
+        integers, real = names or [
+            graph.fresh_name(f"{name}.{part}") for part in ("quantized", "dequantized")
+        ]
         new.append(helper.make_node("QuantizeLinear", [name, *chain.parameters], [integers], integers))
         new.append(helper.make_node("DequantizeLinear", [integers, *chain.parameters], [real], real))
         return real
 
     if not written:
         name = pair(name)
+    # What comes out keeps its names, by which layers are compared.
+    moves = [index for index, node in enumerate(chain.nodes) if node.op_type not in _PAIR]
+    last = chain.nodes[moves[-1]].output[0]
+    behind = [node.output[0] for node in chain.nodes[moves[-1] + 1 :]]
     for index, (kind, value) in enumerate(steps):
-        result = graph.fresh_name(f"{chain.result}.moved{index}")
+        is_last = index == len(steps) - 1
+        result = last if is_last else graph.fresh_name(f"{last}.moved{index}")
         if kind == "Reshape":
             shape = graph.fresh_name(f"{result}.shape")
             graph.constants[shape] = np.asarray(value, np.int64)
             new.append(helper.make_node("Reshape", [name, shape], [result], result))
         else:
             new.append(helper.make_node("Transpose", [name], [result], result, perm=list(value)))
-        name = pair(result)
+        name = pair(result, behind if is_last else ())
     # By identity: comparing nodes compares all that they hold.
     place = next(index for index, node in enumerate(graph.nodes) if node is chain.nodes[0])
     gone = set(map(id, chain.nodes))
-    graph.replace_input(chain.result, name)
+    if name != chain.result:
+        graph.replace_input(chain.result, name)
     graph.nodes[place:place] = new
     graph.nodes = [node for node in graph.nodes if id(node) not in gone]
     graph.reindex()
