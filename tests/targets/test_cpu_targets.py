@@ -152,3 +152,35 @@ def test_ort_keeps_signed_activations_but_says_what_was_fed(
     with OrtCpu(allow_spinning=False).open(engine, threads=2) as session:
         assert session_properties(session)["allow_spinning"] is False
         assert session_properties(session)["threads"] == 2
+
+
+_INTERRUPTED = """
+import os, signal, sys
+from pathlib import Path
+from edgeattn.targets import get_target, load_engine
+
+engine = load_engine(Path(sys.argv[1]))
+target = get_target(sys.argv[2])
+opened = [target.open(engine) for _ in range(2)]
+for session in opened:
+    session.__enter__()
+for session in opened:
+    session.__exit__(None, None, None)
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    signal.pause()
+except KeyboardInterrupt:
+    print("interrupted")
+"""
+
+
+@pytest.mark.parametrize("name", ["ort-cpu", "openvino-cpu"])
+def test_sessions_that_close_in_any_order_leave_a_process_that_can_be_interrupted(
+    name: str, build: Build
+) -> None:
+    """With an `openvino.Core` for each session, Ctrl-C ended the process with SIGSEGV."""
+    manifest = save_engine(build(name))
+    done = subprocess.run(
+        [sys.executable, "-c", _INTERRUPTED, str(manifest), name], capture_output=True, text=True, timeout=120
+    )
+    assert (done.returncode, done.stdout) == (0, "interrupted\n"), done.stderr
