@@ -25,21 +25,26 @@ _PASSED = {
 
 def attention_tax(root: Path) -> str:
     """Return what attention costs in INT8, ours against other tools'."""
-    results, machines, openings, limits = [], set(), set(), set()
+    results, openings, limits = [], set(), set()
     for path in sorted((root / "recipes" / "benchmarks").glob("attention_tax_*.json")):
         value = read_json(path)
         try:
             held = _held_to(value)
-            place = (list(_TAXED).index(value["model"]), value["target"], held, value["threads"])
+            machine = processor(value["environment"]["cpu"])
+            place = (list(_TAXED).index(value["model"]), value["target"], held, machine, value["threads"])
             results.append((place, [_tax_row(value, row) for row in value["rows"]]))
-            machines.add(processor(value["environment"]["cpu"]))
             openings.add(f"{value.get('openings', 1):d}")
             limits |= {held} - {""}
         except (KeyError, TypeError, ValueError) as exc:
             raise ArtifactError(
                 f"{path} is not a result of tests.benchmarks.attention_tax: {exc!r}. Run the benchmark again."
             ) from exc
-    rows = [row for _, found in sorted(results) for row in found]
+    machines = sorted({place[3] for place, _ in results})
+    rows = [
+        (*row, str(machines.index(place[3]) + 1))
+        for place, found in sorted(results, key=lambda result: result[0])
+        for row in found
+    ]
     if not rows:
         return "No benchmark is saved yet: run `python -m tests.benchmarks.attention_tax`."
     header = (
@@ -52,7 +57,9 @@ def attention_tax(root: Path) -> str:
         "best other tool",
         "its tax",
         "against it",
+        "machine",
     )
+    numbered = "; ".join(f"{number} {name}" for number, name in enumerate(machines, 1))
     return (
         markdown(header, rows, left=3)
         + "\n\n224x224, batch 1. Tax: how much longer the INT8 network takes than the bare one, which "
@@ -62,7 +69,7 @@ def attention_tax(root: Path) -> str:
         + "".join(
             f"{held}: with `ONEDNN_MAX_CPU_ISA={held}`, as where there is no AMX. " for held in sorted(limits)
         )
-        + f"Measured on: {'; '.join(sorted(machines))}."
+        + f"Machines: {numbered}."
     )
 
 

@@ -108,6 +108,23 @@ def test_rows_of_the_tax_say_what_openvino_was_held_to(tmp_path: Path) -> None:
     assert "AVX2_VNNI: with `ONEDNN_MAX_CPU_ISA=AVX2_VNNI`" in table
 
 
+def test_rows_of_the_tax_say_whose_they_are(tmp_path: Path) -> None:
+    folder = tmp_path / "recipes" / "benchmarks"
+    folder.mkdir(parents=True)
+    source = REPOSITORY / "recipes" / "benchmarks" / "attention_tax_openvino-cpu_1.json"
+    value = json.loads(source.read_text(encoding="utf-8"))
+    for model in ("B CPU", "A CPU"):
+        value["environment"]["cpu"]["model"] = model
+        (folder / f"attention_tax_{model[0]}.json").write_text(json.dumps(value), encoding="utf-8")
+    table = GENERATORS["attention-tax"](tmp_path)
+    machines = [
+        line.split("|")[-2].strip() for line in table.splitlines() if line.startswith("| MobileNetV2")
+    ]
+    half = len(value["rows"])
+    assert machines == ["1"] * half + ["2"] * half
+    assert table.index("Machines: 1 A CPU") < table.index("; 2 B CPU")
+
+
 def test_a_benchmark_that_is_missing_or_cut_short_is_named(tmp_path: Path) -> None:
     assert "tests.benchmarks.lowering_pass" in GENERATORS["lowering-passes"](tmp_path)
     path = tmp_path / "recipes" / "benchmarks" / "lowering_passes.json"
