@@ -97,6 +97,8 @@ def test_a_graph_for_tensorrt_as_well_gets_no_form_that_keeps_it_out_of_int8() -
         "coord": "two_branch_pool"
     }
     assert alone == preferred_forms("openvino-cpu")
+    # What ONNX Runtime alone is given costs OpenVINO 2 to 6 %.
+    assert alone != preferred_forms("ort-cpu") == preferred_forms("ort-cpu", "reference")
     assert preferred_forms("tensorrt-rtx", "ort-cpu") == preferred_forms("tensorrt-rtx")
 
 
