@@ -44,6 +44,8 @@ _ONNX_RUNTIME: tuple[LoweringPass, ...] = (
     IntegerBias(),
     PartSoftmaxes(),
 )
+# One thread of WebAssembly shares nothing; these bounds are the ones that were measured in browsers.
+_WEB_GATES = WidenGates(max_channels=128, max_copied_channels=128, min_pixels=1024, min_parallel_size=2**62)
 _OPENVINO: tuple[LoweringPass, ...] = (
     WholeSwishes(),
     WholeAttention(),
@@ -94,7 +96,7 @@ PASSES: dict[str, tuple[LoweringPass, ...]] = {
         IntegerSwish(),
     ),
     # Browsers have no symmetric kernels, and their graphics processors neither pad nor clip integers.
-    "ort-web": (*_ONNX_RUNTIME, WidenGates(), FloatSums()),
+    "ort-web": (*_ONNX_RUNTIME, _WEB_GATES, FloatSums()),
     "openvino-cpu": _OPENVINO,
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": _TENSORRT,

@@ -59,13 +59,18 @@ _DTYPES = {
 }
 
 
-@functools.cache
 def _core(openvino: ModuleType) -> Any:
     """Return the process's one `openvino.Core`.
 
     Each gives the thread an alternate stack for signals, and frees it when it goes (2026.4). When the first of two goes
     first, that thread is left with freed memory, and the next signal (Ctrl-C) ends the process with SIGSEGV.
     """
+    return _core_of(openvino, os.getpid())
+
+
+@functools.cache
+def _core_of(openvino: ModuleType, process: int) -> Any:
+    # A forked process has none of the threads of its parent's Core.
     return openvino.Core()
 
 

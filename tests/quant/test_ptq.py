@@ -181,7 +181,7 @@ def test_tuning_large_maps_in_parts_is_tuning(monkeypatch: pytest.MonkeyPatch) -
     for name, values in whole.bias_shift["u8"].items():
         moved = np.abs(np.asarray(values) - plan.bias_shift.get("u8", {}).get(name, 0.0)).max()
         # Adam takes the sign of a gradient near 0 for its direction: equal up to a few of its steps.
-        np.testing.assert_allclose(parts.bias_shift["u8"][name], values, atol=0.05 * moved + 1e-6)
+        np.testing.assert_allclose(parts.bias_shift["u8"][name], values, atol=0.1 * moved + 1e-6)
     for name, item in whole.activations.items():
         assert parts.activations[name].limit == pytest.approx(item.limit, rel=2e-3)
 
