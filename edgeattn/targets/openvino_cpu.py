@@ -14,11 +14,11 @@ On ARM64 its low-precision transformations are off, for the reason that `edgeatt
 from __future__ import annotations
 
 import contextlib
-import functools
 import os
 import platform
 import re
 import tempfile
+import weakref
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -59,19 +59,20 @@ _DTYPES = {
 }
 
 
+_CORES: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+
+
 def _core(openvino: ModuleType) -> Any:
-    """Return the process's one `openvino.Core`.
+    """Return the process's one `openvino.Core`, which lives as long as somebody holds it.
 
     Each gives the thread an alternate stack for signals, and frees it when it goes (2026.4). When the first of two goes
-    first, that thread is left with freed memory, and the next signal (Ctrl-C) ends the process with SIGSEGV.
+    first, that thread is left with freed memory, and the next signal (Ctrl-C) ends the process with SIGSEGV. One that
+    stays for good would leave a forked process with a plugin without threads.
     """
-    return _core_of(openvino, os.getpid())
-
-
-@functools.cache
-def _core_of(openvino: ModuleType, process: int) -> Any:
-    # A forked process has none of the threads of its parent's Core.
-    return openvino.Core()
+    core = _CORES.get(os.getpid())
+    if core is None:
+        core = _CORES[os.getpid()] = openvino.Core()
+    return core
 
 
 class OpenVinoCpu(RuntimeTarget):
