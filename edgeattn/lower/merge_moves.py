@@ -2,7 +2,7 @@
 
 Attention over windows is written as four-dimensional transposes between reshapes, ``(N C H/2, 2, W/2, 2)`` for a window of
 two by two. ONNX Runtime runs each of them as many small transposes of single bytes, and starts its threads for each
-one: in a network like MobileViT a third of its time with two threads. Together they are one transpose, and where
+one: in MobileViT-XXS a third of its time with two threads. Together they are one transpose, and where
 channels come out last, as ONNX Runtime keeps them anyway, it copies all channels of a pixel at once. Values are moved, so no
 bit changes.
 """
@@ -199,7 +199,7 @@ def _step(graph: Graph, node: NodeProto, shapes: dict[str, Shape]) -> Step | Non
 
 def _chain_from(graph: Graph, node: NodeProto, shapes: dict[str, Shape]) -> _Chain:
     source = dequantize_of(graph, node.input[0])
-    pair = source if source is not None and _is_single(graph, source) else None
+    pair = source if source is not None and _has_one_scale(graph, source) else None
     chain = _Chain(node.input[0], node.output[0], [], [], [])
     step: Step | None = _step(graph, node, shapes)
     while step is not None:
@@ -213,7 +213,7 @@ def _chain_from(graph: Graph, node: NodeProto, shapes: dict[str, Shape]) -> _Cha
                 dequantize is None
                 or dequantize.op_type != "DequantizeLinear"
                 or not same_parameters(graph, user, dequantize)
-                or not _is_single(graph, user)
+                or not _has_one_scale(graph, user)
                 or is_clip(user)
                 or (source is not None and pair is None)
                 or (pair is not None and not same_parameters(graph, pair, user))
@@ -230,7 +230,7 @@ def _chain_from(graph: Graph, node: NodeProto, shapes: dict[str, Shape]) -> _Cha
     return chain
 
 
-def _is_single(graph: Graph, node: NodeProto) -> bool:
+def _has_one_scale(graph: Graph, node: NodeProto) -> bool:
     """Whether a Q/DQ node has one scale for its tensor, a constant."""
     return graph.scalar(node.input[1]) is not None
 

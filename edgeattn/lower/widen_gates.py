@@ -36,14 +36,14 @@ class WidenGates(EveryGraph):
             slower than the broadcast for more.
         min_pixels: Smaller maps have too few spans for a copy to pay.
         min_parallel_size: From so many elements on the runtime shares a product among threads, if both operands
-            are of one size.
+            are of one size; None leaves them as they are.
     """
 
     name: str = "widen-gates"
     max_channels: int = 256
     max_copied_channels: int = 24
     min_pixels: int = 196
-    min_parallel_size: int = 180_000
+    min_parallel_size: int | None = 180_000
 
     def __call__(self, graph: Graph) -> bool:
         """Widen what is worth it."""
@@ -89,7 +89,7 @@ class WidenGates(EveryGraph):
             # A gate over pixels only is left alone where it would be repeated along neither axis.
             few = channels <= self.max_copied_channels and height * width >= self.min_pixels
             return (small[0], channels, *small[2:]) if few else None
-        if channels * height * width >= self.min_parallel_size:
+        if self.min_parallel_size is not None and channels * height * width >= self.min_parallel_size:
             return whole
         if small[3] == width or channels > self.max_channels or height * width < self.min_pixels:
             return None  # a row is a long span already

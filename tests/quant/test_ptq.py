@@ -170,18 +170,18 @@ def test_tuning_large_maps_in_parts_is_tuning(monkeypatch: pytest.MonkeyPatch) -
     place = place_quantizers(model)
     plan = make_plan(model, images, QUICK)
     shifted = plan.model_copy(update={"bias_shift": {"u8": {"last.bias": [0.05] * 16}}})
-    whole = tune_plan(Graph(model), shifted, "u8", place, images, 12)
+    whole = tune_plan(Graph(model), shifted, "u8", place, images, 6)
     numbers = sum(
         math.prod(shape) for name, shape in Graph(model).shapes().items() if name in Graph(model).producer
     )
     monkeypatch.setattr(simulation, "_MOST_NUMBERS", 5 * numbers)
     assert simulation.fitting_batch(Graph(model)) == 5
-    parts = tune_plan(Graph(model), shifted, "u8", place, images, 12)
+    parts = tune_plan(Graph(model), shifted, "u8", place, images, 6)
     assert whole.bias_shift["u8"].keys() == parts.bias_shift["u8"].keys()
     for name, values in whole.bias_shift["u8"].items():
         moved = np.abs(np.asarray(values) - plan.bias_shift.get("u8", {}).get(name, 0.0)).max()
-        # Adam takes the sign of a gradient near 0 for its direction: equal up to a few of its steps.
-        np.testing.assert_allclose(parts.bias_shift["u8"][name], values, atol=0.1 * moved + 1e-6)
+        # Adam takes the sign of a gradient near 0 for its direction: equal up to few of its steps, the fewer there are.
+        np.testing.assert_allclose(parts.bias_shift["u8"][name], values, atol=0.05 * moved + 1e-6)
     for name, item in whole.activations.items():
         assert parts.activations[name].limit == pytest.approx(item.limit, rel=2e-3)
 
