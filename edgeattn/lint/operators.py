@@ -157,8 +157,8 @@ RULES = (
     Rule(
         "ORT002",
         "a quantized softmax that overflows",
-        "ONNX Runtime's integer softmax multiplies by 1 / scale before it divides: with steps finer than 1 / (148 length) "
-        "the largest probabilities come out wrong, and nothing says so.",
+        "Before 1.32 ONNX Runtime's integer softmax multiplies by 1 / scale before it divides: with steps finer than "
+        "1 / (148 length) the largest probabilities come out wrong, and nothing says so.",
         frozenset({"ort"}),
         "error",
         _overflowing_softmaxes,

@@ -4,8 +4,8 @@ Its ``QLinearSoftmax`` looks exponentials up in a table of float32 whose largest
 can be summed, ``FLT_MAX / (e^5 length)``, and multiplies by ``floor(1 / scale)`` before it divides by the sum. Where
 the scale is finer than ``1 / (e^5 length)`` that product is infinite and the largest probabilities of a row become
 the type's last integer, whatever they are. So fine a scale is what a softmax near 1 / length gets: one of high
-temperature, or of scores that hardly differ. Read in ONNX Runtime's
-``qlinear_softmax.cc``, and seen with 1.31.1.
+temperature, or of scores that hardly differ. Read in ONNX Runtime's ``qlinear_softmax.cc``, and seen with 1.31.1;
+1.32.0 computes them right, but an engine may be carried to an older one.
 
 It also goes number by number where the float kernel takes vectors: 68 us for 8 x 64 x 64 scores, and 30 in float with
 both conversions (Xeon with AVX-512). For fewer than some hundred numbers one kernel is faster than four, and along

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -67,11 +68,13 @@ def test_onnx_runtime_computes_what_the_graph_says(
     assert steps_apart(run(lowered, feeds, optimized=True), expected, step) < 2.01
 
 
-def test_without_the_pass_onnx_runtime_is_wrong() -> None:
-    # If this fails, ONNX Runtime has mended it, and the pass can go.
+def test_without_the_pass_onnx_runtime_before_1_32_is_wrong() -> None:
+    # Once none before it is supported, only what is slow needs the pass.
+    version = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2])
     step = 0.4 / 255
     model, feeds = softmax_model(step), scores_like((2, 4))
-    assert steps_apart(run(model, feeds, optimized=True), run(model, feeds), step) > 50
+    apart = steps_apart(run(model, feeds, optimized=True), run(model, feeds), step)
+    assert apart > 50 if version < (1, 32) else apart < 2.01
 
 
 @pytest.mark.parametrize(

@@ -159,6 +159,7 @@ import os, signal, sys
 from pathlib import Path
 from edgeattn.targets import get_target, load_engine
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # A job in the background is started with SIGINT ignored.
 engine = load_engine(Path(sys.argv[1]))
 target = get_target(sys.argv[2])
 opened = [target.open(engine) for _ in range(2)]
