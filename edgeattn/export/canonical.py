@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from onnx import NodeProto, helper
 
 from edgeattn.export.canonical_activations import fold_activations
-from edgeattn.export.canonical_spellings import join_softmax, make_pads_explicit
+from edgeattn.export.canonical_spellings import drop_idle_pools, join_softmax, make_pads_explicit
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.onnx_node import evaluate_node
 
@@ -60,6 +60,7 @@ def canonicalize(graph: Graph) -> dict[str, WeightOrigin]:
     """
     settle_constants(graph)
     make_pads_explicit(graph)
+    drop_idle_pools(graph)
     join_softmax(graph)
     fold_pads(graph)
     fold_activations(graph)

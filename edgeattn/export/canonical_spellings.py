@@ -7,9 +7,14 @@ from onnx import NodeProto, helper
 from edgeattn.onnx_graph import Graph, attribute
 from edgeattn.onnx_node import same_pads
 
-__all__ = ["join_softmax", "make_pads_explicit", "name_outputs_directly"]
+__all__ = ["drop_idle_pools", "join_softmax", "make_pads_explicit", "name_outputs_directly"]
 
 _PADDED = frozenset({"AveragePool", "Conv", "MaxPool"})
+_POOLS = frozenset({"AveragePool", "MaxPool"})
+_IDLE = {"kernel_shape": 1, "strides": 1, "pads": 0}
+_REDUCTIONS = frozenset(
+    {"GlobalAveragePool", "GlobalMaxPool", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum"}
+)
 
 
 def name_outputs_directly(graph: Graph) -> None:
@@ -58,6 +63,28 @@ def _pads(node: NodeProto, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> l
         return [0] * (2 * rank)
     strides, dilations = attribute(node, "strides", [1] * rank), attribute(node, "dilations", [1] * rank)
     return same_pads(way, sizes, kernel, strides, dilations)
+
+
+def drop_idle_pools(graph: Graph) -> None:
+    """Remove pools and reductions that take one number each, as attention over maps of one pixel, row or column has.
+
+    The mean of one number is that number. Runtimes that know this do so in float only: between quantized tensors each
+    is a call of its own.
+    """
+    asked = [node for node in graph.nodes if node.op_type in _POOLS | _REDUCTIONS]
+    if not asked:
+        return
+    shapes = graph.shapes()
+    for node in asked:
+        source, result = node.input[0], node.output[0]
+        if node.op_type in _POOLS:
+            takes_one = all(set(attribute(node, name, [only])) == {only} for name, only in _IDLE.items())
+        else:
+            takes_one = bool(shapes.get(source)) and shapes[source] == shapes.get(result)
+        if takes_one and not any(node.output[1:]) and result not in graph.output_names:
+            graph.nodes.remove(node)
+            graph.reindex()
+            graph.replace_input(result, source)
 
 
 def join_softmax(graph: Graph) -> None:

@@ -89,6 +89,9 @@ def _take_in_weights(model: ModelProto, path: Path) -> None:
                 f"({' '.join(str(exc).split())[:300]}). Put that file beside the model as its exporter wrote it, or "
                 "export to one file (torch.onnx.export(..., external_data=False))."
             ) from exc
+        # Some releases of onnx leave that to the caller, and call the result invalid.
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        del tensor.external_data[:]
 
 
 def _length_of(info: Any, folder: Path) -> int:

@@ -78,6 +78,56 @@ def test_named_pads_are_written_out(way: str, kind: str, kernel: int, stride: in
     np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("size", "kind", "options", "idle"),
+    [
+        ((1, 1), "GlobalAveragePool", {}, True),
+        ((1, 1), "GlobalMaxPool", {}, True),
+        ((1, 2), "GlobalAveragePool", {}, False),
+        ((7, 10), "AveragePool", {"kernel_shape": [1, 1]}, True),
+        ((7, 10), "MaxPool", {"kernel_shape": [1, 1], "strides": [1, 1], "pads": [0, 0, 0, 0]}, True),
+        ((7, 10), "AveragePool", {"kernel_shape": [1, 1], "strides": [2, 2]}, False),
+        ((7, 10), "MaxPool", {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1]}, False),
+        (
+            (1, 1),
+            "AveragePool",
+            {"kernel_shape": [3, 3], "pads": [1, 1, 1, 1], "count_include_pad": 1},
+            False,
+        ),
+        ((1, 10), "ReduceMean", {"axes": [2]}, True),
+        ((1, 10), "ReduceMean", {"axes": [2, 3]}, False),
+        ((1, 10), "ReduceMean", {"axes": [2], "keepdims": 0}, False),
+        ((7, 1), "ReduceMax", {"axes": [-1]}, True),
+    ],
+)
+def test_pools_of_one_number_go(
+    size: tuple[int, int], kind: str, options: dict[str, Any], idle: bool
+) -> None:
+    nodes = [
+        helper.make_node("Relu", ["x"], ["r"]),
+        helper.make_node(kind, ["r"], ["p"], **options),
+        helper.make_node("Neg", ["p"], ["n"]),
+        helper.make_node("Neg", ["n"], ["y"]),
+    ]
+    model = model_of(nodes, {}, "y", size)
+    graph = canonical(model)
+    assert (kind not in {node.op_type for node in graph.nodes}) == idle
+    np.testing.assert_array_equal(outputs_of(graph.to_model()), outputs_of(model))
+
+
+def test_a_pool_of_one_number_that_is_the_answer_stays() -> None:
+    model = model_of([helper.make_node("GlobalAveragePool", ["x"], ["y"])], {}, "y", (1, 1))
+    assert [node.op_type for node in canonical(model).nodes] == ["GlobalAveragePool"]
+
+
+def test_places_of_maxima_are_asked_for() -> None:
+    nodes = [
+        helper.make_node("MaxPool", ["x"], ["p", "place"], kernel_shape=[1, 1]),
+        helper.make_node("Cast", ["place"], ["y"], to=TensorProto.FLOAT),
+    ]
+    assert "MaxPool" in {node.op_type for node in canonical(model_of(nodes, {}, "y")).nodes}
+
+
 def test_a_softmax_that_the_converter_took_apart_is_one_again() -> None:
     """As it does where the softmax's input has open sizes when it is converted."""
     nodes = [
