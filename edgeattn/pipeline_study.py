@@ -20,7 +20,7 @@ from pathlib import Path
 from edgeattn.errors import ArtifactError, EdgeAttnError, RecipeError
 from edgeattn.measure import describe_environment
 from edgeattn.pipeline_study_cell import CellJob, run_cell
-from edgeattn.pipeline_study_plan import Cell, StudyPlan, fingerprint, load_plan, order_cells, unpack
+from edgeattn.pipeline_study_plan import Cell, StudyPlan, compose, fingerprint, load_plan, order_cells, unpack
 from edgeattn.pipeline_study_workers import open_workers
 from edgeattn.pipeline_tune_store import user_cache
 from edgeattn.progress import Progress, SilentProgress
@@ -126,6 +126,9 @@ def run_study(
     results = load_results(out)
     if budget == 0:
         return _outcome(plan, results, cells, 0, {})
+    # What is wrong with the last network is said now, and not after days.
+    for cell in {(*cell.block.key, cell.attention): cell for cell in cells}.values():
+        compose(cell, plan_path, "ptq")
     with _alone(out):
         study = _Study(plan_path, plan, out, results, progress, cache or user_cache() / "study", keep_runs)
         study.check(again)

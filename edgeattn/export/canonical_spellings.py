@@ -68,8 +68,8 @@ def _pads(node: NodeProto, sizes: tuple[int, ...], kernel: tuple[int, ...]) -> l
 def drop_idle_pools(graph: Graph) -> None:
     """Remove pools and reductions that take one number each, as attention over maps of one pixel, row or column has.
 
-    The mean of one number is that number. Between quantized tensors no runtime leaves such a pool out: it is a kernel
-    of its own.
+    The mean of one number is that number. Between quantized tensors such a pool is a kernel of its own in ONNX Runtime
+    and in OpenVINO.
     """
     asked = [node for node in graph.nodes if node.op_type in _POOLS | _REDUCTIONS]
     if not asked:

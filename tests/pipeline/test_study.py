@@ -144,6 +144,31 @@ def test_a_budget_too_small_for_a_cell_begins_none_and_says_what_is_left(tmp_pat
     assert not (tmp_path / "cache").exists()
 
 
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ("attentions: [none, coord]\nblocks:", "no edge form 'joint_men'"),
+        ("attentions: [none]\nblocks:", "no-such-recipe"),
+    ],
+)
+def test_what_is_wrong_with_a_later_network_is_said_before_the_first(
+    wrong: str, message: str, tmp_path: Path
+) -> None:
+    plan = write_plan(tmp_path)
+    second = plan.read_text().split("blocks:")[1].replace("network: tiny", "network: later")
+    if "coord" in wrong:
+        second += "    edge_forms: {coord: joint_men}\n"
+    else:
+        second = second.replace("recipe.yaml", "no-such-recipe.yaml")
+    text = plan.read_text().replace("attentions: [none]\nseeds: 1\nblocks:", wrong) + second.lstrip("\n")
+    plan.write_text(text)
+    notes = Notes()
+    with pytest.raises(RecipeError, match=message):
+        run_study(plan, tmp_path / "out", progress=notes, cache=tmp_path / "cache")
+    assert not notes.stages
+    assert not (tmp_path / "out").exists()
+
+
 def test_results_of_another_schedule_are_refused_or_dropped(interrupted: Interrupted, tmp_path: Path) -> None:
     _, out, _, _, _ = interrupted
     save_results(load_results(out), tmp_path / "out")
