@@ -6,6 +6,10 @@ are faster without it. So every implementation is timed in the network itself, l
 layer, and the fastest is written into the engine's file as the layer's ``primitives_priority``, an attribute that
 OpenVINO's intermediate representation has for this. A processor that lacks the implementation ignores it.
 
+Timing a layer alone would tell little: its weights, and the code that oneDNN writes for every shape, are in the caches
+then. A gate's 7 x 1 convolution takes 3 us alone and 13 in a network with Triplet Attention, which has 2 MB of code
+(the bare network 0.4 MB; AMD Zen 4, 1 MB of second-level cache).
+
 Kernels sum the same integers in another order, so no number may change; what changes one is not taken.
 """
 
