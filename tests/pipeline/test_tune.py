@@ -183,11 +183,11 @@ def test_a_run_takes_the_fastest_policy_that_keeps_the_bound(
 
 
 def test_forms_are_chosen_for_dla_by_the_tables_without_building_anything(tmp_path: Path) -> None:
-    asked = recipe("attention.kind=se", "targets=[jetson-ssh]", "tune={rank_by: dla}")
+    asked = recipe("targets=[jetson-ssh]", "tune={rank_by: dla}")
     tuning = tune(asked, store=TuningStore(tmp_path))
-    parts = {item.forms["se"]: (item.loadables or 0) + (item.gpu_parts or 0) for item in tuning.candidates}
-    assert set(parts) == set(attentions.get("se").edge_forms)
-    assert parts[tuning.forms["se"]] == min(parts.values())
+    parts = {item.forms["coord"]: (item.loadables or 0) + (item.gpu_parts or 0) for item in tuning.candidates}
+    assert set(parts) == set(attentions.get("coord").edge_forms)
+    assert parts[tuning.forms["coord"]] == min(parts.values())
     # The plan tells the forms apart: the choice is one.
     assert len(set(parts.values())) > 1
     assert all(item.latency_ms is None and item.kernels is None for item in tuning.candidates)
