@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from lowering_graphs import compile_openvino, open_session
 
@@ -34,6 +35,8 @@ NEAR_DB = 30.0
 """An engine that is so near to its graph computes it, however little the graph's own quantization costs."""
 SLACK_DB = 8.0
 """Runtimes leave out or add roundings here and there; a lost clip or bias costs 15 dB and more."""
+CUTS_WHEN_RESIZING = tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (1, 27)
+"""Old releases (seen: 1.24.1, not 1.27.0) interpolate integers and cut what comes out, half a step on the average."""
 _LEAST_SHARE = 1e-3
 MEAN = np.asarray([0.485, 0.456, 0.406]).reshape(1, 3, 1, 1)
 DEVIATION = np.asarray([0.229, 0.224, 0.225]).reshape(1, 3, 1, 1)
@@ -99,7 +102,8 @@ def faults(seed: int, modern: bool, folder: Path) -> list[str]:
         for target in TARGETS:
             lowered, _ = lower_model(quantized, target)
             made = {"graph": outputs(lowered)}
-            if target == "ort-cpu":
+            is_cut = CUTS_WHEN_RESIZING and any(node.op_type == "Resize" for node in lowered.graph.node)
+            if target == "ort-cpu" and not is_cut:
                 made["engine"] = outputs(lowered, optimized=True)
             if target == "openvino-cpu":
                 compiled = compile_openvino(lowered)
