@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import onnxruntime
 import pytest
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
@@ -15,6 +16,11 @@ from edgeattn.lower.base import LoweringPass, run_passes
 from edgeattn.onnx_graph import Graph
 
 Array = NDArray[Any]
+
+
+def onnx_runtime_before(major: int, minor: int) -> bool:
+    """Whether a fault, or a gap, that a release mended is to be expected here."""
+    return tuple(int(part) for part in onnxruntime.__version__.split(".")[:2]) < (major, minor)
 
 
 class Builder:

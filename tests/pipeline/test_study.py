@@ -145,23 +145,19 @@ def test_a_budget_too_small_for_a_cell_begins_none_and_says_what_is_left(tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("wrong", "message"),
+    ("right", "wrong", "message"),
     [
-        ("attentions: [none, coord]\nblocks:", "no edge form 'joint_men'"),
-        ("attentions: [none]\nblocks:", "no-such-recipe"),
+        ("minutes: 0.5", "edge_forms: {coord: joint_men}\n    minutes: 0.5", "no edge form 'joint_men'"),
+        ("recipe.yaml", "no-such-recipe.yaml", "no-such-recipe"),
     ],
 )
 def test_what_is_wrong_with_a_later_network_is_said_before_the_first(
-    wrong: str, message: str, tmp_path: Path
+    right: str, wrong: str, message: str, tmp_path: Path
 ) -> None:
     plan = write_plan(tmp_path)
-    second = plan.read_text().split("blocks:")[1].replace("network: tiny", "network: later")
-    if "coord" in wrong:
-        second += "    edge_forms: {coord: joint_men}\n"
-    else:
-        second = second.replace("recipe.yaml", "no-such-recipe.yaml")
-    text = plan.read_text().replace("attentions: [none]\nseeds: 1\nblocks:", wrong) + second.lstrip("\n")
-    plan.write_text(text)
+    text = plan.read_text().replace("[none]", "[none, coord]")
+    later = text.split("blocks:\n")[1].replace("network: tiny", "network: later").replace(right, wrong)
+    plan.write_text(text + later)
     notes = Notes()
     with pytest.raises(RecipeError, match=message):
         run_study(plan, tmp_path / "out", progress=notes, cache=tmp_path / "cache")
