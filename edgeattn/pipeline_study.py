@@ -128,7 +128,13 @@ def run_study(
         return _outcome(plan, results, cells, 0, {})
     # What is wrong with the last network is said now, and not after days.
     for cell in {(*cell.block.key, cell.attention): cell for cell in cells}.values():
-        compose(cell, plan_path, "ptq")
+        try:
+            compose(cell, plan_path, "ptq")
+        except RecipeError as exc:
+            block = cell.block
+            raise RecipeError(
+                f"{plan_path}, block {block.data} {block.network}, {cell.attention}: {exc}"
+            ) from exc
     with _alone(out):
         study = _Study(plan_path, plan, out, results, progress, cache or user_cache() / "study", keep_runs)
         study.check(again)

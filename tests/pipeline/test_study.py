@@ -159,7 +159,7 @@ def test_what_is_wrong_with_a_later_network_is_said_before_the_first(
     later = text.split("blocks:\n")[1].replace("network: tiny", "network: later").replace(right, wrong)
     plan.write_text(text + later)
     notes = Notes()
-    with pytest.raises(RecipeError, match=message):
+    with pytest.raises(RecipeError, match=f"plan.yaml, block shades later, .*{message}"):
         run_study(plan, tmp_path / "out", progress=notes, cache=tmp_path / "cache")
     assert not notes.stages
     assert not (tmp_path / "out").exists()
