@@ -11,6 +11,7 @@ from edgeattn.lint.dla_support import why_not_dla
 from edgeattn.lower.copy_gates import GATES, VIEWS, CopyGates
 from edgeattn.lower.explicit_swish import ExplicitSwish
 from edgeattn.lower.half_remainder import is_int8
+from edgeattn.lower.part_resizes import PartResizes, interpolated_integers
 from edgeattn.lower.part_softmaxes import PartSoftmaxes, broken_softmaxes
 from edgeattn.lower.split_pools import SplitPools
 from edgeattn.onnx_graph import Graph, attribute
@@ -111,6 +112,11 @@ def _overflowing_softmaxes(view: View) -> Iterator[Evidence]:
         yield Evidence(name_of(node), node.output[0], f"quantized in steps of {scale:.3g}")
 
 
+def _interpolated_integers(view: View) -> Iterator[Evidence]:
+    for node, _ in interpolated_integers(view.graph):
+        yield Evidence(name_of(node), node.output[0], f"{attribute(node, 'mode')} interpolation of integers")
+
+
 RULES = (
     Rule(
         "OPS001",
@@ -163,6 +169,16 @@ RULES = (
         "error",
         _overflowing_softmaxes,
         PartSoftmaxes(),
+    ),
+    Rule(
+        "ORT003",
+        "an interpolating resize between Q/DQ pairs",
+        "Before 1.27 ONNX Runtime cuts what lies between two integers, half a step on the average and always the same way, "
+        "and ends with cubic interpolation.",
+        frozenset({"ort"}),
+        "warning",
+        _interpolated_integers,
+        PartResizes(),
     ),
     Rule(
         "DLA001",

@@ -24,6 +24,7 @@ from edgeattn.lower.own_zero_points import OwnZeroPoints
 from edgeattn.lower.pads_before_pairs import PadsBeforePairs
 from edgeattn.lower.part_clips import PartClips
 from edgeattn.lower.part_concats import PartConcats
+from edgeattn.lower.part_resizes import PartResizes
 from edgeattn.lower.part_softmaxes import PartSoftmaxes
 from edgeattn.lower.pool_to_depthwise import PoolToDepthwise
 from edgeattn.lower.round_branches import RoundBranches
@@ -74,7 +75,7 @@ _TENSORRT: tuple[LoweringPass, ...] = (
 
 PASSES: dict[str, tuple[LoweringPass, ...]] = {
     "reference": (),
-    # On ARM the target adds `FloatSums`.
+    # On ARM the target adds `FloatSums`, with an old ONNX Runtime `PartResizes`.
     "ort-cpu": (
         WholeAttention(in_one=False),
         *_ONNX_RUNTIME,
@@ -84,10 +85,11 @@ PASSES: dict[str, tuple[LoweringPass, ...]] = {
         FillChannels(),
         IntegerSwish(),
     ),
-    # A file that is carried to other processors.
+    # A file that is carried to other processors and other ONNX Runtimes.
     "ort-portable": (
         WholeAttention(in_one=False),
         *_ONNX_RUNTIME,
+        PartResizes(),
         BlockChannels(),
         WidenGates(),
         FloatSums(),

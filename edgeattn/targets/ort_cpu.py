@@ -69,8 +69,14 @@ class OrtCpu(RuntimeTarget):
 
     def _more_passes(self) -> Sequence[LoweringPass]:
         from edgeattn.lower.float_sums import FloatSums
+        from edgeattn.lower.part_resizes import INTERPOLATES_INTEGERS, PartResizes
 
-        return (FloatSums(),) if platform.machine().lower() in ("aarch64", "arm64") else ()
+        is_arm = platform.machine().lower() in ("aarch64", "arm64")
+        version = tuple(int(part) for part in self._load().__version__.split(".")[:2])
+        return (
+            *((FloatSums(),) if is_arm else ()),
+            *((PartResizes(),) if version < INTERPOLATES_INTEGERS else ()),
+        )
 
     def build(self, artifact: OnnxArtifact, workdir: Path) -> Engine:
         """Copy the lowered model into `workdir` and record what ONNX Runtime makes of it.

@@ -201,6 +201,15 @@ def softmax(bad: bool) -> onnx.ModelProto:
     return net.model(net.pair(net.add("Softmax", scores, axis=1), share / 255, np.uint8(0)))
 
 
+def resize(bad: bool) -> onnx.ModelProto:
+    net = Net()
+    sizes = net.const(np.array([1, 1, 2, 2], np.float32))
+    larger = net.add(
+        "Resize", net.pair(net.conv(net.pair("x"))), "", sizes, mode="linear" if bad else "nearest"
+    )
+    return net.model(net.pair(larger))
+
+
 class Case(NamedTuple):
     target: str
     example: Callable[[bool], onnx.ModelProto]
@@ -215,6 +224,7 @@ CASES = {
     "QNT002": Case("tensorrt", scalar, 1e-5),
     "ORT001": Case("ort", signed, 0.0),
     "ORT002": Case("ort", softmax, 0.0),
+    "ORT003": Case("ort", resize, 0.0),
     "CPU001": Case("openvino", weights, 0.0),
     "QDQ001": Case("tensorrt", addends),
     "QDQ002": Case("tensorrt", pad, 0.0),

@@ -20,7 +20,7 @@ from edgeattn.export.from_onnx import load_float_onnx
 from edgeattn.export.qdq import emit_qdq
 from edgeattn.export.reorder import reorder_channels
 from edgeattn.lower import lower_model
-from edgeattn.onnx_graph import attribute
+from edgeattn.lower.part_resizes import PartResizes
 from edgeattn.quant.config import PtqConfig
 from edgeattn.quant.pixel_input import pixel_model
 from edgeattn.quant.plan import PROFILES
@@ -66,14 +66,6 @@ def sqnr_db(wanted: Any, got: Any, signal: float) -> float:
     return float("inf") if noise == 0 else 10 * np.log10(signal / noise)
 
 
-def interpolates(model: onnx.ModelProto) -> bool:
-    """Old ONNX Runtimes (seen: 1.24.1, not 1.27.0) do so on integers and cut what comes out, half a step on average."""
-    return any(
-        node.op_type == "Resize" and attribute(node, "mode", "nearest") != "nearest"
-        for node in model.graph.node
-    )
-
-
 def faults(seed: int, modern: bool, folder: Path) -> list[str]:
     """Return what is wrong with a network, its plan, its graphs and its engines."""
     import torch
@@ -106,9 +98,10 @@ def faults(seed: int, modern: bool, folder: Path) -> list[str]:
         plain = outputs(quantized)
         bound = min(NEAR_DB, sqnr_db(floats, plain, signal)) - SLACK_DB
         for target in TARGETS:
-            lowered, _ = lower_model(quantized, target)
+            more = (PartResizes(),) if target == "ort-cpu" and onnx_runtime_before(1, 27) else ()
+            lowered, _ = lower_model(quantized, target, more=more)
             made = {"graph": outputs(lowered)}
-            if target == "ort-cpu" and not (onnx_runtime_before(1, 27) and interpolates(lowered)):
+            if target == "ort-cpu":
                 made["engine"] = outputs(lowered, optimized=True)
             if target == "openvino-cpu":
                 compiled = compile_openvino(lowered)
