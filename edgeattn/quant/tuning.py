@@ -10,6 +10,12 @@ depends on what all others cut. Gradients pass through rounding as if it were no
 
 Neither labels nor weights are touched, so a few hundred images do not overfit: the parameters are one
 number for each channel and each tensor.
+
+More parameters were tried and left out (ImageNet's MobileNetV2, profile u8 in simulation, 400 unseen images, from a plan
+at 25.8 dB without exact grids). Weights trained along by distillation, 22,000 crops in 50 minutes: 26.2 dB, where biases
+and ranges alone come to 26.0 in three minutes; rounding noise of activations is nothing that weights could take back. A
+learned step for every channel: 26.9 dB while weights are float, but dense convolutions that take such factors back land
+on other grids, which costs as much (on exact grids, with learned rounding behind it, 24.85 dB for 24.75).
 """
 
 from __future__ import annotations
