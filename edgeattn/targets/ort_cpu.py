@@ -72,10 +72,12 @@ class OrtCpu(RuntimeTarget):
         from edgeattn.lower.part_resizes import INTERPOLATES_INTEGERS, PartResizes
 
         is_arm = platform.machine().lower() in ("aarch64", "arm64")
-        version = tuple(int(part) for part in self._load().__version__.split(".")[:2])
+        # A graph may be lowered where nothing runs it: then for releases of today.
+        version = self.probe().version
+        is_old = bool(version) and tuple(map(int, version.split(".")[:2])) < INTERPOLATES_INTEGERS
         return (
             *((FloatSums(),) if is_arm else ()),
-            *((PartResizes(),) if version < INTERPOLATES_INTEGERS else ()),
+            *((PartResizes(),) if is_old else ()),
         )
 
     def build(self, artifact: OnnxArtifact, workdir: Path) -> Engine:
